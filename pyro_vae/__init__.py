@@ -1,0 +1,64 @@
+"""Variational autoencoders for Pyro."""
+
+from . import data, plots
+from ._version import __version__
+from .evaluate import Bounds, bounds, elbo, iwae, log_likelihood, log_weights
+from .infer import Adam, CaptureError, CompiledSVI, FusedOptim, TraceIWAE_ELBO
+from .likelihoods import BernoulliLikelihood, ContinuousBernoulliLikelihood, GaussianLikelihood
+from .models import VAE, module
+from .networks import MLP
+from .posteriors import DiagonalNormalPosterior
+from .priors import StandardNormalPrior
+from .train import (
+    Callback,
+    Checkpoint,
+    CSVLog,
+    EarlyStopping,
+    History,
+    LearningRate,
+    Run,
+    SamplePictures,
+    TensorBoard,
+    cyclical,
+    fit,
+    linear_warmup,
+    one_cycle,
+)
+
+__all__ = [
+    "MLP",
+    "VAE",
+    "Adam",
+    "BernoulliLikelihood",
+    "Bounds",
+    "CSVLog",
+    "Callback",
+    "CaptureError",
+    "Checkpoint",
+    "CompiledSVI",
+    "ContinuousBernoulliLikelihood",
+    "DiagonalNormalPosterior",
+    "EarlyStopping",
+    "FusedOptim",
+    "GaussianLikelihood",
+    "History",
+    "LearningRate",
+    "Run",
+    "SamplePictures",
+    "StandardNormalPrior",
+    "TensorBoard",
+    "TraceIWAE_ELBO",
+    "__version__",
+    "bounds",
+    "cyclical",
+    "data",
+    "elbo",
+    "fit",
+    "iwae",
+    "linear_warmup",
+    "log_likelihood",
+    "log_weights",
+    "module",
+    "one_cycle",
+    "plots",
+]

@@ -1,0 +1,50 @@
+"""What users pass is checked here: shapes and dtypes only, so that a check costs no look at the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def require_tensor(name: str, value: Any) -> None:
+    """Refuse anything that is not a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name}: expected a torch.Tensor, got {type(value).__name__}. Convert it, e.g. torch.as_tensor({name})."
+        )
+
+
+def require_float(name: str, value: Any, dtype: torch.dtype | None = None) -> None:
+    """Refuse integers, and floats of another width than the parameters' (unless autocast makes them)."""
+    require_tensor(name, value)
+    if not value.is_floating_point():
+        wanted = dtype or torch.get_default_dtype()
+        raise TypeError(
+            f"{name}: expected floating-point values ({wanted}), got {value.dtype}. "
+            f"Convert them: {name}.to({wanted}), and divide 8-bit pixels by 255."
+        )
+    if dtype is not None and value.dtype != dtype and not torch.is_autocast_enabled(value.device.type):
+        raise TypeError(
+            f"{name}: expected {dtype}, the dtype of the parameters, got {value.dtype}. "
+            f"Convert it with {name}.to({dtype}), or the module with module.to({value.dtype})."
+        )
+
+
+def require_event_shape(name: str, value: Tensor, event_shape: Sequence[int], whose: str) -> None:
+    """Refuse data whose rightmost dimensions are not one datum of the distribution (broadcasting would hide it)."""
+    event_shape = tuple(event_shape)
+    if value.ndim < len(event_shape) or tuple(value.shape[value.ndim - len(event_shape) :]) != event_shape:
+        raise ValueError(
+            f"{name}: expected event shape {event_shape}, that of {whose}, got a tensor of shape {tuple(value.shape)}. "
+            f"Reshape {name} (e.g. {name}.flatten(1)) or build the network for this shape."
+        )
+
+
+def require_positive_int(name: str, value: Any) -> int:
+    """Refuse what is not an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}.")
+    return value

@@ -1,0 +1,55 @@
+"""Train and validation parts of one data set."""
+
+from collections.abc import Sequence
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from .noise import stream
+
+
+@overload
+def split(x: Tensor, /, *, sizes: Sequence[int], seed: int = 0) -> list[Tensor]: ...
+@overload
+def split(
+    x: Tensor, y: Tensor, /, *others: Tensor, sizes: Sequence[int], seed: int = 0
+) -> list[tuple[Tensor, ...]]: ...
+def split(x: Tensor, *others: Tensor, sizes: Sequence[int], seed: int = 0) -> list[Tensor] | list[tuple[Tensor, ...]]:
+    """Split data at random into parts of given sizes, the same parts for the same seed.
+
+    Args:
+        x: Data, (N, *E).
+        *others: Labels or whatever else belongs to each datum, N rows each; they are split alike.
+        sizes: Numbers of data of the parts; they add up to N.
+        seed: Seed of the random order.
+
+    Returns:
+        One part for each size: a tensor, or a tuple of tensors where ``others`` are given.
+
+    Raises:
+        TypeError: If ``x`` or one of ``others`` is not a tensor.
+        ValueError: If the sizes are not positive or do not add up to N, or if the lengths differ.
+
+    Example:
+        >>> x, y = torch.arange(10.0), torch.arange(10)
+        >>> (train_x, train_y), (valid_x, valid_y) = split(x, y, sizes=(8, 2), seed=0)
+        >>> len(train_x), len(valid_x), torch.equal(train_x.long(), train_y)
+        (8, 2, True)
+    """
+    for position, other in enumerate((x, *others), start=-1):
+        if not isinstance(other, Tensor):
+            name = "x" if position < 0 else f"others[{position}]"
+            raise TypeError(f"{name}: expected a tensor, got {type(other).__name__}. Convert it with torch.as_tensor.")
+        if len(other) != len(x):
+            raise ValueError(f"others[{position}]: expected {len(x)} rows as in x, got {len(other)}.")
+    if any(size < 1 for size in sizes) or sum(sizes) != len(x):
+        raise ValueError(
+            f"sizes: expected positive numbers that add up to the {len(x)} data, got {tuple(sizes)}, "
+            f"which add up to {sum(sizes)}."
+        )
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(stream(seed)))
+    parts = order.split(list(sizes))
+    if not others:
+        return [x[part.to(x.device)] for part in parts]
+    return [tuple(a[part.to(a.device)] for a in (x, *others)) for part in parts]

@@ -1,0 +1,59 @@
+"""Amortised posteriors q(z|x): modules whose ``forward(x)`` returns a distribution over the latent variable."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from ._checks import require_float
+from ._precision import at_least_float32
+
+__all__ = ["DiagonalNormalPosterior"]
+
+
+class DiagonalNormalPosterior(nn.Module):
+    r"""A normal posterior with diagonal covariance, its moments given by a network.
+
+    .. math:: q(z \mid x) = \mathcal{N}(z \mid \mu(x), \operatorname{diag} \sigma(x)^2), \qquad
+        (\mu, v) = \mathrm{network}(x), \quad \sigma = \sigma_{\min} + e^{v / 2}
+
+    Args:
+        network: any module that maps ``(*, *E)`` to ``(*, 2 * D)``: first the means, then the log-variances :math:`v`.
+        min_scale: :math:`\sigma_{\min} > 0`, which keeps the density finite.
+
+    Returns:
+        ``forward(x)`` returns a distribution of batch shape ``*`` and event shape ``(D,)``.
+
+    Raises:
+        ValueError: the network's output width is odd; ``min_scale`` is not positive.
+        TypeError: ``x`` is not a floating-point tensor.
+
+    Example:
+        >>> import torch
+        >>> posterior = DiagonalNormalPosterior(nn.Linear(784, 2 * 3))
+        >>> q = posterior(torch.zeros(5, 784))
+        >>> q.batch_shape, q.event_shape
+        (torch.Size([5]), torch.Size([3]))
+
+    Source:
+        Kingma and Welling (2014), Auto-Encoding Variational Bayes, equation 9 and appendix C.2.
+    """
+
+    def __init__(self, network: nn.Module, *, min_scale: float = 1e-4) -> None:
+        super().__init__()
+        if not min_scale > 0:
+            raise ValueError(f"min_scale: expected a number above 0, got {min_scale!r}.")
+        self.network = network
+        self.min_scale = min_scale
+
+    def forward(self, x: Tensor) -> dist.Independent:
+        """q(z|x)."""
+        require_float("x", x)
+        moments = at_least_float32(self.network(x))
+        if moments.shape[-1] % 2:
+            raise ValueError(
+                f"network: expected an even output width, 2 * latent_dim (means and log-variances), "
+                f"got {moments.shape[-1]}. Give the network 2 * latent_dim outputs."
+            )
+        loc, log_variance = moments.chunk(2, dim=-1)
+        return dist.Normal(loc, self.min_scale + (log_variance / 2).exp()).to_event(1)

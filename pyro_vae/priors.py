@@ -1,0 +1,49 @@
+"""Priors p(z): modules whose ``forward()`` returns a distribution over one datum's latent variable."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ._checks import require_positive_int
+
+__all__ = ["StandardNormalPrior"]
+
+
+class StandardNormalPrior(nn.Module):
+    r"""The standard normal prior.
+
+    .. math:: p(z) = \mathcal{N}(z \mid 0, I_D)
+
+    Args:
+        latent_dim: :math:`D`, the dimension of one latent variable.
+
+    Returns:
+        ``forward()`` returns a distribution of batch shape ``()`` and event shape ``(D,)``.
+
+    Raises:
+        ValueError: ``latent_dim`` is not a positive integer.
+
+    Example:
+        >>> prior = StandardNormalPrior(2)
+        >>> prior().log_prob(torch.zeros(3, 2))
+        tensor([-1.8379, -1.8379, -1.8379])
+
+    Source:
+        Kingma and Welling (2014), Auto-Encoding Variational Bayes, section 3.
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        require_positive_int("latent_dim", latent_dim)
+        # Buffers, so that .to(device, dtype) moves the prior; constants, so not saved.
+        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
+        self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
+
+    def forward(self) -> dist.Independent:
+        """p(z)."""
+        return dist.Normal(self.loc, self.scale).to_event(1)
