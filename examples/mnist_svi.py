@@ -133,7 +133,11 @@ def load_images(args: argparse.Namespace) -> pv.data.Images:
             print(f"Looking for {args.dataset} in {cache}, else downloading it (--data-dir reads a local copy).")
         images = pv.data.load(args.dataset, args.data_dir, download=args.data_dir is None)
     except ConnectionError as error:
-        print(f"{error}\nGoing on with the digits that ship inside scikit-learn.", file=sys.stderr)
+        print(
+            f"{args.dataset} cannot be had: {error}\n"
+            f"Give a local copy with --data-dir. Going on with the digits that ship inside scikit-learn.",
+            file=sys.stderr,
+        )
         images = pv.data.load("digits")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

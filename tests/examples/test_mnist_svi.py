@@ -1,0 +1,133 @@
+"""The example in its short form, and how it meets what is missing or wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import pyro_vae as pv
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TESTED = {"mnist_svi.py"}
+KEYS = {
+    "dataset",
+    "n_train",
+    "n_test",
+    "likelihood",
+    "epochs",
+    "train_seconds",
+    "test_elbo",
+    "test_log_likelihood",
+    "num_particles",
+}
+PICTURES = {"reconstructions.png", "samples.png", "latent_space.png", "learning_curves.png"}
+
+
+def test_every_example_is_tested():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == TESTED
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("mnist_svi", EXAMPLES / "mnist_svi.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def small(tmp_path, *flags):
+    sizes = ["--hidden-dims", "32", "--latent-dim", "3", "--num-particles", "5"]
+    return ["--smoke", "--no-compile", "--device", "cpu", "--output-dir", str(tmp_path), *sizes, *flags]
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "continuous-bernoulli"])
+def test_every_likelihood_writes_metrics_weights_and_pictures(example, tmp_path, capsys, likelihood):
+    example.main(small(tmp_path, "--dataset", "digits", "--likelihood", likelihood))
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics.keys() >= KEYS
+    assert (metrics["dataset"], metrics["likelihood"], metrics["n_test"]) == ("digits", likelihood, 200)
+    assert math.isfinite(metrics["test_elbo"])
+    assert metrics["test_elbo"] <= metrics["test_log_likelihood"]
+    if likelihood == "bernoulli":
+        assert metrics["test_log_likelihood"] < 0
+    assert {path.name for path in tmp_path.glob("*.png")} == PICTURES
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == metrics["epochs"] + 1
+    assert "likelihood.network.0.weight" in torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert "nats per image" in capsys.readouterr().out
+
+
+def test_the_same_seed_gives_the_same_figures(example, tmp_path):
+    first, second = (example.main(small(tmp_path, "--dataset", "digits")) for _ in range(2))
+    other = example.main(small(tmp_path, "--dataset", "digits", "--seed", "1"))
+    assert first["test_elbo"] == second["test_elbo"] != other["test_elbo"]
+
+
+def test_without_network_it_says_so_and_goes_on_with_the_digits(example, tmp_path, capsys, monkeypatch):
+    load = pv.data.load
+
+    def offline(name, root=None, *, download=False):
+        if name == "digits":
+            return load(name)
+        assert download
+        raise ConnectionError(f"{name}: could not be downloaded. Give a local copy instead: root= a folder that holds")
+
+    monkeypatch.setattr(pv.data, "load", offline)
+    metrics = example.main(small(tmp_path))
+    captured = capsys.readouterr()
+    assert metrics["dataset"] == "digits"
+    assert "could not be downloaded" in captured.err
+    assert "--data-dir" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--device", "tpu9"], "--device: expected a device of this machine, cpu or cuda, got 'tpu9'"),
+        (["--likelihood", "poisson"], "--likelihood: invalid choice: 'poisson'"),
+        (["--dataset", "cifar"], "--dataset: invalid choice: 'cifar'"),
+        (["--epochs", "0"], "--epochs: expected a number of at least 1, got 0"),
+        (["--learning-rate", "nan"], "--learning-rate: expected a number above 0, got nan"),
+        (["--batch-size", "many"], "--batch-size: invalid int value: 'many'"),
+        (["--output-dir", str(EXAMPLES / "mnist_svi.py" / "deeper")], "--output-dir: expected a folder that can be"),
+    ],
+)
+def test_bad_flags_are_refused_before_any_work(example, capsys, monkeypatch, flags, message):
+    monkeypatch.setattr(pv.data, "load", lambda *args, **kwargs: pytest.fail("began to work"))
+    with pytest.raises(SystemExit) as stopped:
+        example.main(flags)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_the_data_is_refused_by_name(example, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        example.main(small(tmp_path, "--data-dir", str(tmp_path)))
+    assert "train-images-idx3-ubyte" in str(stopped.value)
+
+
+@pytest.mark.slow
+def test_as_a_user_runs_it_compiled(tmp_path):
+    command = [sys.executable, "-W", "error", EXAMPLES / "mnist_svi.py", "--dataset", "digits", "--epochs", "40"]
+    done = subprocess.run([*command, "--output-dir", tmp_path], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    # A mean-only model of independent pixels scores about -24 nats.
+    assert metrics["test_elbo"] > -20
+    assert "epoch 40/40" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("PYRO_VAE_DATA" not in os.environ, reason="needs MNIST: set PYRO_VAE_DATA to a folder that holds it")
+def test_three_epochs_of_mnist(tmp_path):
+    command = [sys.executable, EXAMPLES / "mnist_svi.py", "--data-dir", os.environ["PYRO_VAE_DATA"], "--epochs", "3"]
+    done = subprocess.run([*command, "--output-dir", tmp_path], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "metrics.json").read_text())["test_elbo"] > -110

@@ -1,0 +1,115 @@
+"""The shape of the house: imports point one way, and README and checks run the same commands."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyro_vae as pv
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "pyro_vae"
+# Who may import whom: each from itself and those named.
+ARROWS = {
+    "_checks": set(),
+    "_continuous_bernoulli": set(),
+    "_precision": set(),
+    "_version": set(),
+    "networks": {"_checks"},
+    "data": {"_checks"},
+    "priors": {"networks", "_checks", "_precision"},
+    "posteriors": {"networks", "_checks", "_precision"},
+    "likelihoods": {"networks", "_checks", "_precision", "_continuous_bernoulli"},
+    "models": {"networks", "priors", "posteriors", "likelihoods", "_checks"},
+    "infer": {"_checks"},
+    "evaluate": {"infer", "_checks"},
+    "train": {"infer", "data", "_checks", "_version"},
+    "plots": {"_checks"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """First-level names of the package that a file imports, doctests left out."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) + "." if node.level else ""
+            module = base + (node.module or "")
+            names = [f"{module.rstrip('.')}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("pyro_vae.")}
+    return found
+
+
+@pytest.mark.parametrize("room", ARROWS)
+def test_imports_point_one_way(room):
+    files = sorted((PACKAGE / room).rglob("*.py")) if (PACKAGE / room).is_dir() else [PACKAGE / f"{room}.py"]
+    for file in files:
+        assert imported(file) <= ARROWS[room] | {room}, file
+
+
+def test_every_room_is_on_the_plan():
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert rooms - {"__init__"} == set(ARROWS)
+
+
+def test_there_are_no_circles():
+    def reach(room, seen):
+        for other in ARROWS[room]:
+            assert other not in seen, [*seen, other]
+            reach(other, [*seen, other])
+
+    for room in ARROWS:
+        reach(room, [room])
+
+
+def test_every_public_name_is_there_and_has_a_docstring():
+    assert sorted(pv.__all__) == sorted(set(pv.__all__))
+    for name in pv.__all__:
+        assert getattr(pv, name).__doc__, name
+
+
+def test_import_has_no_side_effects():
+    program = """
+import logging, warnings, torch, pyro
+before = (torch.get_default_dtype(), torch.get_rng_state().tolist(), torch.get_num_threads(), len(warnings.filters),
+          logging.getLogger().handlers[:], len(pyro.get_param_store()), pyro.settings.get())
+import pyro_vae
+after = (torch.get_default_dtype(), torch.get_rng_state().tolist(), torch.get_num_threads(), len(warnings.filters),
+         logging.getLogger().handlers[:], len(pyro.get_param_store()), pyro.settings.get())
+assert before == after, [pair for pair in zip(before, after) if pair[0] != pair[1]]
+import sys
+assert "torchvision" not in sys.modules and "sklearn" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def shell_commands(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
+
+
+def test_readme_and_checks_run_the_same_commands():
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text().split("## Start")[1], re.DOTALL)
+    install_and_run, install_and_test = (shell_commands(block) for block in blocks[:2])
+    assert install_and_run == ["pip install .", "python examples/mnist_svi.py"]
+    steps = shell_commands((ROOT / ".ci/run").read_text())
+    position = 0
+    for command in install_and_run + install_and_test:
+        # The main job is run in its short form: the same command with flags behind it.
+        matching = [i for i, step in enumerate(steps) if step == command or step.startswith(command + " --")]
+        assert any(i >= position for i in matching), command
+        position = min(i for i in matching if i >= position)
+
+
+def test_no_file_of_the_package_is_too_long():
+    long = {path.name: n for path in PACKAGE.rglob("*.py") if (n := len(path.read_text().splitlines())) > 320}
+    assert not long, f"{long}: is each one thing? A file that outgrows about 300 lines becomes a folder."
