@@ -6,7 +6,7 @@ from .evaluate import Bounds, bounds, elbo, iwae, log_likelihood, log_weights
 from .infer import Adam, CaptureError, CompiledSVI, FusedOptim, TraceIWAE_ELBO
 from .likelihoods import BernoulliLikelihood, ContinuousBernoulliLikelihood, GaussianLikelihood
 from .models import VAE, module
-from .networks import MLP
+from .networks import MLP, AnyLeadingDims
 from .posteriors import DiagonalNormalPosterior
 from .priors import StandardNormalPrior
 from .train import (
@@ -29,6 +29,7 @@ __all__ = [
     "MLP",
     "VAE",
     "Adam",
+    "AnyLeadingDims",
     "BernoulliLikelihood",
     "Bounds",
     "CSVLog",

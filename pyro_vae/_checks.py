@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def require_tensor(name: str, value: Any) -> None:
@@ -44,7 +45,25 @@ def require_event_shape(name: str, value: Tensor, event_shape: Sequence[int], wh
 
 
 def require_positive_int(name: str, value: Any) -> int:
-    """Refuse what is not an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    """Refuse what is not an integer (numpy's included) of at least 1."""
+    try:
+        number = None if isinstance(value, (bool, Tensor)) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < 1:
         raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}.")
-    return value
+    return number
+
+
+def require_distribution(name: str, value: Any) -> None:
+    """Refuse a part that gives something else than a distribution."""
+    if not (hasattr(value, "log_prob") and hasattr(value, "event_shape")):
+        raise TypeError(
+            f"{name}: expected a module whose forward returns a distribution, got one that returns "
+            f"{type(value).__name__}. Wrap a network, as BernoulliLikelihood(network) does."
+        )
+
+
+def dtype_of(module: nn.Module) -> torch.dtype | None:
+    """The dtype that a module computes in: that of its first floating-point parameter."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)

@@ -13,6 +13,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions.kl import register_kl
 
 # Below it the closed forms cancel in float32 and a Taylor series is exact to rounding; (i)cdf have less to cancel.
 _SMALL = 0.1
@@ -33,19 +34,24 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        a = self.logits.abs()
+        return self.logits * value - self._log_normaliser()
+
+    def _log_normaliser(self) -> Tensor:
+        """log of (exp(eta) - 1) / eta; the series in eta itself, whose gradient is right at 0 too."""
+        eta, a = self.logits, self.logits.abs()
         b = _away_from_zero(a)
-        # log of (exp(eta) - 1) / eta; the series in eta itself, whose gradient is right at 0 too
-        eta = self.logits
         series = eta / 2 + eta**2 / 24 - eta**4 / 2880
-        return eta * value - torch.where(a < _SMALL, series, eta.relu() + (-torch.expm1(-b) / b).log())
+        return torch.where(a < _SMALL, series, eta.relu() + (-torch.expm1(-b) / b).log())
+
+    def entropy(self) -> Tensor:
+        return self._log_normaliser() - self.logits * self.mean
 
     @property
     def mean(self) -> Tensor:
-        a = self.logits.abs()
+        eta, a = self.logits, self.logits.abs()
         b = _away_from_zero(a)
-        mean = torch.where(a < _SMALL, 0.5 + a / 12 - a**3 / 720, -1 / torch.expm1(-b) - 1 / b)
-        return torch.where(self.logits < 0, 1 - mean, mean)
+        of_size = -1 / torch.expm1(-b) - 1 / b
+        return torch.where(a < _SMALL, 0.5 + eta / 12 - eta**3 / 720, torch.where(eta < 0, 1 - of_size, of_size))
 
     @property
     def variance(self) -> Tensor:
@@ -69,3 +75,8 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
         b = _away_from_zero(a, _TINY)
         mass = torch.where(a < _TINY, x + a * x * (1 - x) / 2, torch.expm1(-b * x) / torch.expm1(-b))
         return torch.where(positive, 1 - mass, mass)
+
+
+@register_kl(ContinuousBernoulli, ContinuousBernoulli)
+def _kl(p: ContinuousBernoulli, q: ContinuousBernoulli) -> Tensor:
+    return (p.logits - q.logits) * p.mean - p._log_normaliser() + q._log_normaliser()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._checks import require_event_shape, require_float, require_positive_int
+from ._checks import dtype_of, require_event_shape, require_float, require_positive_int
 from ._continuous_bernoulli import ContinuousBernoulli
 from ._precision import at_least_float32
 
@@ -85,7 +85,7 @@ class BernoulliLikelihood(nn.Module):
 
     def forward(self, z: Tensor) -> Observation:
         """p(x|z)."""
-        require_float("z", z)
+        require_float("z", z, dtype_of(self.network))
         logits = at_least_float32(self.network(z))
         return Observation(
             dist.Bernoulli(logits=logits),
@@ -98,7 +98,7 @@ class BernoulliLikelihood(nn.Module):
 
     def initialise_output_bias(self, x: Tensor) -> None:
         """Start from p(x|z) = the mean of ``x`` ``(N, *E)``, which training need not find then (1 nat on MNIST)."""
-        mean = _data_mean(x).clamp(1e-3, 1 - 1e-3)
+        mean = _data_mean(x, within_unit_interval=True).clamp(1e-3, 1 - 1e-3)
         _set_output_bias(self.network, mean.logit())
 
 
@@ -138,7 +138,7 @@ class ContinuousBernoulliLikelihood(nn.Module):
 
     def forward(self, z: Tensor) -> Observation:
         """p(x|z)."""
-        require_float("z", z)
+        require_float("z", z, dtype_of(self.network))
         logits = at_least_float32(self.network(z))
         return Observation(
             ContinuousBernoulli(logits=logits),
@@ -150,8 +150,11 @@ class ContinuousBernoulliLikelihood(nn.Module):
         )
 
     def initialise_output_bias(self, x: Tensor) -> None:
-        """Start from E[x|z] = the mean of ``x`` ``(N, *E)``, found by bisection on the logit (the mean is monotone)."""
-        mean = _data_mean(x).double()
+        """Start from E[x|z] = the mean of ``x`` ``(N, *E)``, by bisection on the logit (the mean is monotone).
+
+        The logit stays within 100, where means below 0.01 or above 0.99 (constant pixels) would go beyond.
+        """
+        mean = _data_mean(x, within_unit_interval=True).double()
         low, high = torch.full_like(mean, -100.0), torch.full_like(mean, 100.0)
         for _ in range(50):
             middle = (low + high) / 2
@@ -205,11 +208,13 @@ class GaussianLikelihood(nn.Module):
         min_scale: float = 1e-3,
     ) -> None:
         super().__init__()
-        if not min_scale > 0:
-            raise ValueError(f"min_scale: expected a number above 0, got {min_scale!r}.")
+        if not 0 < min_scale < math.inf:
+            raise ValueError(f"min_scale: expected a finite number above 0, got {min_scale!r}.")
+        if isinstance(event_shape, int) or (event_shape is not None and len(event_shape) == 0):
+            raise ValueError(f"event_shape: expected a sequence of at least one integer, got {event_shape!r}.")
         self.network = network
         self.event_shape = None if event_shape is None else tuple(event_shape)
-        self.event_dim = 1 if event_shape is None else len(tuple(event_shape))
+        self.event_dim = len(self.event_shape or (1,))
         self.min_scale = min_scale
         self.scale = scale
         if scale == "shared":
@@ -223,13 +228,13 @@ class GaussianLikelihood(nn.Module):
                 )
             self.raw_scale = nn.Parameter(self._inverse_scale(torch.ones(width)))
         elif isinstance(scale, str) and scale != "predicted":
+            raise ValueError(f'scale: expected a number, "shared", "per-dimension" or "predicted", got {scale!r}.')
+        elif not isinstance(scale, str) and (
+            isinstance(scale, bool) or not isinstance(scale, (int, float)) or not min_scale <= scale < math.inf
+        ):
             raise ValueError(
-                f'scale: expected a number, "shared", "per-dimension" or "predicted", got {scale!r}.'
-            )
-        elif not isinstance(scale, str) and not (min_scale <= scale < math.inf):
-            raise ValueError(
-                f"scale: expected a finite number of at least min_scale={min_scale:g}, got {scale!r}. "
-                "Take a larger scale or a smaller min_scale."
+                f"scale: expected a finite number of at least min_scale={min_scale:g}, or a word for a learned one, "
+                f"got {scale!r}. Take a larger scale, a smaller min_scale, or 'per-dimension'."
             )
 
     def _inverse_scale(self, scale: Tensor) -> Tensor:
@@ -239,7 +244,7 @@ class GaussianLikelihood(nn.Module):
 
     def forward(self, z: Tensor) -> Observation:
         """p(x|z)."""
-        require_float("z", z)
+        require_float("z", z, dtype_of(self.network))
         loc = at_least_float32(self.network(z))
         scale: Tensor | float
         if self.scale == "predicted":
@@ -265,7 +270,7 @@ class GaussianLikelihood(nn.Module):
     def initialise_output_bias(self, x: Tensor) -> None:
         """Start from the mean, and where it is learned the scale, of ``x`` ``(N, *E)``."""
         mean = _data_mean(x)
-        std = x.float().std(0, correction=0)
+        std = x.std(0, correction=0)
         if self.scale == "predicted":
             _set_output_bias(self.network, torch.cat([mean, self._inverse_scale(std)]))
             return
@@ -276,7 +281,7 @@ class GaussianLikelihood(nn.Module):
                 self.raw_scale.copy_(self._inverse_scale(shared if self.scale == "shared" else std))
 
 
-def _data_mean(x: Tensor) -> Tensor:
+def _data_mean(x: Tensor, *, within_unit_interval: bool = False) -> Tensor:
     """The mean of each element over the data, refusing data that have none."""
     require_float("x", x)
     if len(x) == 0:
@@ -284,6 +289,11 @@ def _data_mean(x: Tensor) -> Tensor:
     mean = x.mean(0)
     if not mean.isfinite().all():
         raise ValueError("x: expected finite values, got NaN or infinity. Remove or impute values that are missing.")
+    if within_unit_interval and not (x.min() >= 0 and x.max() <= 1):
+        raise ValueError(
+            f"x: expected values in [0, 1], got values from {x.min():.4g} to {x.max():.4g}. "
+            "Rescale it (8-bit pixels: x / 255)."
+        )
     return mean
 
 

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ._checks import require_tensor
+from ._checks import require_positive_int, require_tensor
 
 __all__ = ["image_grid", "latent_space", "reconstructions"]
 
@@ -34,7 +34,7 @@ def image_grid(images: Tensor, image_shape: Sequence[int], *, columns: int | Non
         >>> figure.savefig("samples.png")  # doctest: +SKIP
     """
     tiles = _tiles(images, image_shape)
-    columns = columns or math.ceil(math.sqrt(len(tiles)))
+    columns = math.ceil(math.sqrt(len(tiles))) if columns is None else require_positive_int("columns", columns)
     rows = math.ceil(len(tiles) / columns)
     return _draw(_mosaic(tiles, rows, columns), columns, title)
 
@@ -65,7 +65,7 @@ def reconstructions(
         raise ValueError(
             f"reconstructed: expected originals' shape, {tuple(originals.shape)}, got {tuple(reconstructed.shape)}."
         )
-    columns = min(columns, len(above))
+    columns = min(require_positive_int("columns", columns), len(above))
     lines = [line for pair in zip(above.split(columns), below.split(columns), strict=True) for line in pair]
     mosaic = torch.cat([_mosaic(line, 1, columns) for line in lines], 0)
     return _draw(mosaic, columns, "each original above its reconstruction")
@@ -91,6 +91,10 @@ def latent_space(locations: Tensor, labels: Tensor | None = None, *, title: str 
     require_tensor("locations", locations)
     if locations.ndim != 2 or len(locations) < 2:
         raise ValueError(f"locations: expected shape (N, D) with N >= 2, got {tuple(locations.shape)}.")
+    if not locations.isfinite().all():
+        raise ValueError("locations: expected finite values, got NaN or infinity. Has training diverged?")
+    if labels is not None:
+        require_tensor("labels", labels)
     if labels is not None and tuple(labels.shape) != (len(locations),):
         raise ValueError(f"labels: expected shape ({len(locations)},), got {tuple(labels.shape)}.")
     points = locations.detach().cpu().double()

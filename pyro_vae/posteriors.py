@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ._checks import require_float
+from ._checks import dtype_of, require_float
 from ._precision import at_least_float32
 
 __all__ = ["DiagonalNormalPosterior"]
@@ -41,14 +43,14 @@ class DiagonalNormalPosterior(nn.Module):
 
     def __init__(self, network: nn.Module, *, min_scale: float = 1e-4) -> None:
         super().__init__()
-        if not min_scale > 0:
-            raise ValueError(f"min_scale: expected a number above 0, got {min_scale!r}.")
+        if not 0 < min_scale < math.inf:
+            raise ValueError(f"min_scale: expected a finite number above 0, got {min_scale!r}.")
         self.network = network
         self.min_scale = min_scale
 
     def forward(self, x: Tensor) -> dist.Independent:
         """q(z|x)."""
-        require_float("x", x)
+        require_float("x", x, dtype_of(self.network))
         moments = at_least_float32(self.network(x))
         if moments.shape[-1] % 2:
             raise ValueError(

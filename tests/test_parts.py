@@ -29,7 +29,10 @@ LIKELIHOODS = {
         pv.MLP(D, 2 * E, hidden_dims=(4,)), scale="predicted"
     ),
 }
-NETWORKS = {"MLP": lambda: pv.MLP(E, D, hidden_dims=(4,))}
+NETWORKS = {
+    "MLP": lambda: pv.MLP(E, D, hidden_dims=(4,)),
+    "AnyLeadingDims": lambda: pv.AnyLeadingDims(nn.Sequential(nn.Flatten(1), nn.Linear(E, D)), event_dim=1),
+}
 ALL = {**PRIORS, **POSTERIORS, **LIKELIHOODS, **NETWORKS}
 LEADING = [(), (5,), (4, 5)]
 
@@ -48,7 +51,7 @@ def run(part, leading=(5,), dtype=torch.float32):
         return part(), torch.randn(*leading, D, dtype=dtype)
     if isinstance(part, pv.DiagonalNormalPosterior):
         return part(torch.rand(*leading, E, dtype=dtype)), torch.randn(*leading, D, dtype=dtype)
-    if isinstance(part, pv.MLP):
+    if isinstance(part, (pv.MLP, pv.AnyLeadingDims)):
         return part(torch.rand(*leading, E, dtype=dtype)), None
     return part(torch.randn(*leading, D, dtype=dtype)), torch.randint(2, (*leading, E)).to(dtype)
 
@@ -153,6 +156,18 @@ def test_output_bias_starts_at_the_mean_of_the_data(name):
         torch.testing.assert_close(p.base_dist.scale, x.std(0, correction=0), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_output_bias_of_constant_elements_is_finite(name):
+    likelihood = LIKELIHOODS[name]()
+    x = torch.tensor([[0.0, 1.0, 0.5], [0.0, 1.0, 0.5]])
+    likelihood.initialise_output_bias(x)
+    log_prob = likelihood(torch.zeros(D)).log_prob(x.round())
+    assert log_prob.isfinite().all()
+    if "Gaussian" not in name:
+        with pytest.raises(ValueError, match=r"x: expected values in \[0, 1\], got values from 0 to 255"):
+            likelihood.initialise_output_bias(x * 255)
+
+
 @pytest.mark.parametrize("scale", ["shared", "per-dimension", "predicted"])
 def test_learned_scale_cannot_run_off_to_zero(scale):
     likelihood = pv.GaussianLikelihood(nn.Linear(D, 2 * E if scale == "predicted" else E), scale=scale, min_scale=0.01)
@@ -198,6 +213,25 @@ def test_continuous_bernoulli_gradients_agree_with_differences():
     # d/d eta log p(x) = x - E[x], so its zero-mean is the score identity.
     (gradient,) = torch.autograd.grad(ContinuousBernoulli(logits=logits).log_prob(x).sum(), logits)
     torch.testing.assert_close(gradient, x - ContinuousBernoulli(logits=logits).mean.detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_continuous_bernoulli_moments_and_divergence_are_integrals():
+    from pyro_vae._continuous_bernoulli import ContinuousBernoulli
+
+    logits = torch.tensor([-40.0, -3.0, -0.0999, -0.05, 0.0, 1e-3, 0.09, 0.2, 8.0, 30.0], dtype=torch.float64)
+    p = ContinuousBernoulli(logits=logits)
+    x = torch.linspace(0, 1, 200_001, dtype=torch.float64)[:, None]
+    density = p.log_prob(x).exp()
+
+    def expected(values):
+        return torch.trapezoid(density * values, x, dim=0)
+
+    torch.testing.assert_close(p.mean, expected(x), rtol=0, atol=1e-7)
+    torch.testing.assert_close(p.variance, expected((x - p.mean) ** 2), rtol=1e-6, atol=0)
+    torch.testing.assert_close(p.entropy(), expected(-p.log_prob(x)), rtol=0, atol=1e-6)
+    q = ContinuousBernoulli(logits=torch.tensor(-1.0, dtype=torch.float64))
+    kl = torch.distributions.kl_divergence(p, q.expand((10,)))
+    torch.testing.assert_close(kl, expected(p.log_prob(x) - q.log_prob(x)), rtol=0, atol=1e-6)
 
 
 def test_continuous_bernoulli_cdf_inverts_its_samples():
@@ -265,12 +299,21 @@ def test_wrong_shape_or_dtype_is_refused_by_a_likelihood(name):
         ),
         (lambda: pv.GaussianLikelihood(nn.Linear(2, 3), scale=0.0), r"scale: expected a finite number of at least"),
         (lambda: pv.GaussianLikelihood(nn.Linear(2, 3), scale=math.nan), r"scale: expected a finite number"),
-        (lambda: pv.GaussianLikelihood(nn.Linear(2, 3), min_scale=0.0), r"min_scale: expected a number above 0"),
+        (lambda: pv.GaussianLikelihood(nn.Linear(2, 3), min_scale=0.0), r"min_scale: expected a finite number above 0"),
+        (lambda: pv.GaussianLikelihood(nn.Linear(2, 3), min_scale=math.inf), r"min_scale: expected a finite number"),
+        (lambda: pv.GaussianLikelihood(nn.Linear(2, 3), scale=None), r"scale: expected a finite number .* got None"),
+        (lambda: pv.GaussianLikelihood(nn.Linear(2, 3), scale=True), r"scale: expected a finite number .* got True"),
+        (lambda: pv.GaussianLikelihood(nn.Linear(2, 3), event_shape=()), r"event_shape: expected a sequence of at"),
+        (lambda: pv.GaussianLikelihood(nn.Linear(2, 3), event_shape=3), r"event_shape: expected a sequence of at"),
+        (lambda: pv.AnyLeadingDims(nn.Linear(2, 3), 3)(torch.zeros(2)), r"input: expected at least 3 dimensions"),
         (
             lambda: pv.GaussianLikelihood(nn.Identity(), scale="per-dimension"),
             r"event_shape: expected the shape of one",
         ),
-        (lambda: pv.DiagonalNormalPosterior(nn.Linear(3, 4), min_scale=-1), r"min_scale: expected a number above 0"),
+        (
+            lambda: pv.DiagonalNormalPosterior(nn.Linear(3, 4), min_scale=-1),
+            r"min_scale: expected a finite number above 0",
+        ),
         (lambda: pv.StandardNormalPrior(0), r"latent_dim: expected an integer of at least 1, got 0"),
         (lambda: pv.MLP(3, 0), r"out_features: expected an integer of at least 1, got 0"),
         (lambda: pv.MLP(3, 2, hidden_dims=(4, -1)), r"hidden_dims: expected an integer of at least 1, got -1"),
@@ -315,8 +358,26 @@ def test_bad_arguments_are_refused(make, message):
 def test_integers_and_half_are_refused_by_networks(make):
     with pytest.raises(TypeError, match=r"expected floating-point values"):
         make()(torch.zeros(2, 3, dtype=torch.uint8))
-    with pytest.raises(TypeError, match=r"input: expected torch.float32, .* got torch.float16"):
+    with pytest.raises(TypeError, match=r"(input|x): expected torch.float32, .* got torch.float16"):
         make()(torch.zeros(2, 3).half())
+
+
+@pytest.mark.parametrize("part", [pv.DiagonalNormalPosterior(nn.Linear(3, 4)), pv.BernoulliLikelihood(nn.Linear(3, 4))])
+def test_other_floats_are_refused_whatever_the_network(part):
+    with pytest.raises(
+        TypeError, match=r"(x|z): expected torch.float32, the dtype of the parameters, got torch.float64"
+    ):
+        part(torch.zeros(2, 3, dtype=torch.float64))
+
+
+def test_mlp_takes_its_activation():
+    assert isinstance(pv.MLP(3, 2, hidden_dims=(4,), activation=nn.Tanh).layers[1], nn.Tanh)
+    assert pv.MLP(3, 2, hidden_dims=(4,), activation=lambda: nn.LeakyReLU(0.3)).layers[1].negative_slope == 0.3
+    for wrong in (nn.SiLU(), torch.relu, "relu"):
+        with pytest.raises(TypeError, match=r"activation: expected what makes a module, as nn.SiLU does"):
+            pv.MLP(3, 2, activation=wrong)
+    with pytest.raises(TypeError, match=r"hidden_dims: expected a sequence of integers, got 5. Write \(5,\)"):
+        pv.MLP(3, 2, hidden_dims=5)
 
 
 def test_images_pass_through_convolutions():

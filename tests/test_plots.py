@@ -58,12 +58,23 @@ def test_latent_space_in_few_dimensions_is_shown_as_it_is(d):
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda: pv.plots.image_grid(torch.zeros(0, 6), (2, 3)), r"images: expected at least one image of 6 = 1 \* 2 \* 3"),
+        (
+            lambda: pv.plots.image_grid(torch.zeros(0, 6), (2, 3)),
+            r"images: expected at least one image of 6 = 1 \* 2 \* 3",
+        ),
         (lambda: pv.plots.image_grid(torch.zeros(3, 5), (2, 3)), r"got shape \(3, 5\)"),
         (lambda: pv.plots.image_grid(torch.zeros(3, 12), (2, 2, 3)), r"image_shape: expected \(H, W\) or \(C, H, W\)"),
         (lambda: pv.plots.reconstructions(torch.zeros(3, 6), torch.zeros(2, 6), (2, 3)), r"reconstructed: expected"),
+        (lambda: pv.plots.latent_space(torch.full((3, 2), float("nan"))), r"locations: expected finite values"),
+        (
+            lambda: pv.plots.image_grid(torch.zeros(3, 6), (2, 3), columns=-1),
+            r"columns: expected an integer of at least",
+        ),
         (lambda: pv.plots.latent_space(torch.zeros(3)), r"locations: expected shape \(N, D\)"),
-        (lambda: pv.plots.latent_space(torch.zeros(3, 2), torch.zeros(2)), r"labels: expected shape \(3,\), got \(2,\)"),
+        (
+            lambda: pv.plots.latent_space(torch.zeros(3, 2), torch.zeros(2)),
+            r"labels: expected shape \(3,\), got \(2,\)",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(draw, message):

@@ -35,9 +35,9 @@ def bounds(
 ) -> Bounds:
     r"""The ELBO and the importance-weighted bound on log p(x) of every datum of a set, chunk by chunk.
 
-    Both data and particles are cut, so that one pass of model and guide creates at most ``max_bytes`` of tensors; the
-    cost per datum and particle is measured on a first small pass. Draws come from torch's global generator. A module's
-    ``eval()`` is up to the caller.
+    Both data and particles are cut, so that one pass of model and guide creates at most ``max_bytes`` of tensors; what
+    a datum costs (the encoder) and a particle of it (the decoder) is measured on first small passes. Draws come from
+    torch's global generator. A module's ``eval()`` is up to the caller.
 
     Args:
         model: p(x, z), with its data in a plate at ``dim=-1``.
@@ -73,9 +73,11 @@ def bounds(
     require_positive_int("num_particles", num_particles)
     require_positive_int("max_bytes", max_bytes)
 
-    pairs = max(1, max_bytes // _bytes_per_pair(model, guide, x[:1], kwargs))
-    data_per_pass = min(len(x), max(1, pairs // num_particles))
-    particles_per_pass = min(num_particles, max(1, pairs // data_per_pass))
+    per_datum, per_particle = _bytes_created(model, guide, x[:1], kwargs)
+    data_per_pass = min(len(x), max(1, max_bytes // (per_datum + num_particles * per_particle)))
+    # More than one datum a pass means that all their particles fit.
+    room = (max_bytes - per_datum) // per_particle if data_per_pass == 1 else num_particles
+    particles_per_pass = min(num_particles, max(1, room))
 
     elbos, iwaes = [], []
     for rows in x.split(data_per_pass):
@@ -103,15 +105,24 @@ def log_likelihood(
     return bounds(model, guide, x, num_particles=num_particles, max_bytes=max_bytes, **kwargs).iwae
 
 
-def _bytes_per_pair(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor, kwargs: dict[str, Any]) -> int:
-    """What one datum and one particle create, as the difference between two passes: fixed costs cancel."""
+def _bytes_created(
+    model: Callable[..., Any], guide: Callable[..., Any], datum: Tensor, kwargs: dict[str, Any]
+) -> tuple[int, int]:
+    """Bytes that a datum creates whatever its particles, and that each of its particles creates.
 
-    def created(num_particles: int) -> int:
+    Both are differences between passes, in which fixed costs cancel. Two data at least, for the sake of modules that
+    take statistics over them.
+    """
+
+    def created(data: int, particles: int) -> int:
+        x = datum.expand(data, *datum.shape[1:])
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), _CreatedBytes() as meter:
-            log_weights(model, guide, x, num_particles=num_particles, **kwargs)
+            log_weights(model, guide, x, num_particles=particles, **kwargs)
         return meter.total
 
-    return max(1, created(2) - created(1))
+    base = created(2, 1)
+    per_particle = max(1, (created(2, 2) - base) // 2)
+    return max(0, created(3, 1) - base - per_particle), per_particle
 
 
 class _CreatedBytes(TorchDispatchMode):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import require_tensor
+from .._checks import require_positive_int, require_tensor
 from ..infer.weights import trace_log_weights
 
 __all__ = ["elbo", "iwae", "log_weights"]
@@ -52,7 +52,7 @@ def log_weights(
     Source:
         Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders, equation 7.
     """
-    return trace_log_weights(model, guide, args, kwargs, num_particles)
+    return trace_log_weights(model, guide, args, kwargs, require_positive_int("num_particles", num_particles))
 
 
 def elbo(log_weights: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def elbo(log_weights: Tensor) -> Tensor:
         TypeError, ValueError: ``log_weights`` is not a tensor of at least one particle.
 
     Source:
-        Kingma and Welling (2014), Auto-Encoding Variational Bayes, equation 3.
+        Kingma and Welling (2014), Auto-Encoding Variational Bayes, equation 2.
     """
     _require_particles(log_weights)
     return log_weights.mean(0)

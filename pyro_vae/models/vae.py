@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
 
-from .._checks import require_positive_int, require_tensor
+from .._checks import require_distribution, require_positive_int, require_tensor
 from .module import module
 
 __all__ = ["VAE"]
@@ -27,7 +28,8 @@ class VAE(nn.Module):
 
     Both run in the plate ``"data"`` at ``dim=-1`` with the sites ``"z"`` and ``"x"``, so ``SVI``, ``Predictive``,
     ``NUTS``, ``AutoGuide`` and every handler of Pyro take ``vae.model`` and ``vae.guide`` as they are. To change the
-    story, write the two functions anew in a subclass, or as plain functions: nothing here asks for the class.
+    story, write the two functions anew in a subclass, or as plain functions: nothing here asks for the class. To save
+    it, save ``vae.state_dict()``: Pyro's param store leaves weak references on parameters, which ``pickle`` refuses.
 
     Args:
         prior: ``()`` to p(z), of batch shape ``()`` and event shape ``(D,)``.
@@ -67,10 +69,8 @@ class VAE(nn.Module):
     ) -> None:
         super().__init__()
         for part, value in (("prior", prior), ("likelihood", likelihood), ("posterior", posterior)):
-            if not callable(value):
-                raise TypeError(
-                    f"{part}: expected a module whose forward returns a distribution, got {type(value).__name__}."
-                )
+            if not callable(value) or isinstance(value, type):
+                raise TypeError(f"{part}: expected a module whose forward returns a distribution, got {value!r}.")
         self.prior = prior
         self.likelihood = likelihood
         self.posterior = posterior
@@ -94,14 +94,14 @@ class VAE(nn.Module):
         """
         module(self.name, self)
         with self.data_plate(x, size):
-            with poutine.scale(scale=beta):
+            with latent_scale(beta):
                 z = pyro.sample("z", self.prior())
             return pyro.sample("x", self.decode(z), obs=x)
 
     def guide(self, x: Tensor, *, size: int | None = None, beta: float | Tensor = 1.0) -> Tensor:
         """z ~ q(z|x). Arguments as in ``model``; returns ``z``."""
         module(self.name, self)
-        with self.data_plate(x, size), poutine.scale(scale=beta):
+        with self.data_plate(x, size), latent_scale(beta):
             return pyro.sample("z", self.encode(x))
 
     def data_plate(self, x: Tensor | None, size: int | None = None) -> Any:
@@ -114,15 +114,30 @@ class VAE(nn.Module):
                 f"x: expected a batch (B, *E) of at least one datum, got shape {tuple(x.shape)}. "
                 "Leave empty batches out (and give a single datum as x[None])."
             )
-        if size is not None and size < len(x):
+        event_dim = getattr(self.likelihood, "event_dim", None)
+        if event_dim is not None and x.ndim != 1 + event_dim:
+            # Another dimension would silently pass for data, or for particles.
+            raise ValueError(
+                f"x: expected a batch (B, *E) with {1 + event_dim} dimensions, got shape {tuple(x.shape)}. "
+                "Give a single datum as x[None], and more than one batch dimension as x.flatten(0, 1)."
+            )
+        size = len(x) if size is None else require_positive_int("size", size)
+        if size < len(x):
             raise ValueError(
                 f"size: expected the number of data in the whole set, at least len(x) = {len(x)}, got {size}."
             )
-        return pyro.plate("data", len(x) if size is None else size, subsample=x, dim=-1)
+        return pyro.plate("data", size, subsample=x, dim=-1)
 
     def encode(self, x: Tensor) -> Any:
         """q(z|x), a distribution of batch shape ``*`` for ``x`` ``(*, *E)``."""
-        q = self.posterior(x)
+        try:
+            q = self.posterior(x)
+        except ValueError as error:  # Pyro's own message would blame the network's output
+            if isinstance(x, Tensor) and not x.isfinite().all():
+                bad = x[~x.isfinite()][0].item()
+                raise ValueError(f"x: expected finite values, got {bad}. Remove or impute what is missing.") from error
+            raise
+        require_distribution("posterior", q)
         latent_shape = self.prior().event_shape
         if q.event_shape != latent_shape:
             raise ValueError(
@@ -133,7 +148,9 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Any:
         """p(x|z), a distribution of batch shape ``*`` for ``z`` ``(*, D)``."""
-        return self.likelihood(z)
+        p = self.likelihood(z)
+        require_distribution("likelihood", p)
+        return p
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -153,3 +170,13 @@ class VAE(nn.Module):
         """
         p = self.decode(self.prior().sample((require_positive_int("n", n),)))
         return p.mean if mean else p.sample()
+
+
+def latent_scale(beta: float | Tensor) -> Any:
+    """``poutine.scale`` by ``beta``, refusing what is no positive number (of a tensor only the shape is looked at)."""
+    if isinstance(beta, Tensor):
+        if beta.ndim:
+            raise ValueError(f"beta: expected a number or a 0-dim tensor, got shape {tuple(beta.shape)}.")
+    elif not isinstance(beta, (int, float)) or not 0 < beta < math.inf:
+        raise ValueError(f"beta: expected a finite number above 0, got {beta!r}. An annealing starts just above 0.")
+    return poutine.scale(scale=beta)

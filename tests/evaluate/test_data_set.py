@@ -34,7 +34,7 @@ def test_chunks_of_particles_are_joined_rightly(make_vae, binary_data, monkeypat
         return log_w
 
     monkeypatch.setattr(data_set, "log_weights", remember)
-    monkeypatch.setattr(data_set, "_bytes_per_pair", lambda *args: 1)
+    monkeypatch.setattr(data_set, "_bytes_created", lambda *args: (0, 1))
     elbo, iwae = pv.bounds(vae.model, vae.guide, binary_data[:1], num_particles=10, max_bytes=4)
     assert [len(log_w) for log_w in seen] == [4, 4, 2]
     together = torch.cat(seen)
@@ -42,9 +42,15 @@ def test_chunks_of_particles_are_joined_rightly(make_vae, binary_data, monkeypat
     torch.testing.assert_close(iwae, pv.iwae(together))
 
 
-@pytest.mark.parametrize("max_bytes", [50_000, 1_000_000])
-def test_memory_bound_is_kept(make_vae, binary_data, monkeypatch, max_bytes):
-    vae = make_vae()
+@pytest.mark.parametrize("num_particles", [1, 10, 200])
+@pytest.mark.parametrize("large", ["encoder", "decoder"])
+def test_memory_bound_is_kept(binary_data, monkeypatch, large, num_particles):
+    width = {"encoder": 8, "decoder": 8, large: 1000}
+    vae = pv.VAE(
+        pv.StandardNormalPrior(2),
+        pv.BernoulliLikelihood(pv.MLP(2, 6, hidden_dims=(width["decoder"],))),
+        pv.DiagonalNormalPosterior(pv.MLP(6, 4, hidden_dims=(width["encoder"],))),
+    )
     created = []
 
     def metered(*args, **kwargs):
@@ -53,14 +59,25 @@ def test_memory_bound_is_kept(make_vae, binary_data, monkeypatch, max_bytes):
         created.append(meter.total)
         return log_w
 
-    bytes_per_pair = data_set._bytes_per_pair(vae.model, vae.guide, binary_data[:1], {})
-    monkeypatch.setattr(data_set, "_bytes_per_pair", lambda *args: bytes_per_pair)
+    measured = data_set._bytes_created(vae.model, vae.guide, binary_data[:1], {})
+    monkeypatch.setattr(data_set, "_bytes_created", lambda *args: measured)
     monkeypatch.setattr(data_set, "log_weights", metered)
-    pv.bounds(vae.model, vae.guide, binary_data, num_particles=500, max_bytes=max_bytes)
-    fixed = 20_000  # what does not grow with data or particles
-    assert max(created) < max_bytes + fixed
-    assert max(created) > max_bytes / 4  # and the bound is made use of
-    assert bytes_per_pair > 6 * 4  # at least the logits
+    x = binary_data.repeat(4, 1)
+    pv.bounds(vae.model, vae.guide, x, num_particles=num_particles, max_bytes=300_000)
+    fixed = 60_000  # weights' views and the like, which do not grow with data or particles
+    assert max(created) < 300_000 + fixed
+    assert max(created) > 300_000 / 4  # and the bound is made use of
+
+
+def test_log_likelihood_is_the_importance_weighted_bound(make_vae, binary_data):
+    vae = make_vae()
+    with torch.no_grad():
+        vae.posterior.network.output.bias[:2] += 1.0
+    pyro.set_rng_seed(0)
+    elbo, iwae = pv.bounds(vae.model, vae.guide, binary_data, num_particles=50)
+    pyro.set_rng_seed(0)
+    assert torch.equal(pv.log_likelihood(vae.model, vae.guide, binary_data, num_particles=50), iwae)
+    assert (iwae > elbo).all()
 
 
 def test_no_gradient_is_kept_and_the_measuring_pass_draws_nothing(make_vae, binary_data):

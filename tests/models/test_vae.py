@@ -107,6 +107,59 @@ def test_prior_predictive_has_the_moments_of_the_generative_model(linear_gaussia
     assert linear_gaussian.vae.sample(4, mean=True).shape == (4, data.shape[1])
 
 
+def test_reconstruction_is_the_decoded_posterior_mean(make_vae, binary_data):
+    vae = make_vae()
+    expected = vae.decode(vae.encode(binary_data).mean).mean
+    assert torch.equal(vae.reconstruct(binary_data), expected)
+    assert not vae.reconstruct(binary_data).requires_grad
+
+
+def test_means_of_samples_vary_as_the_decoded_prior_does(linear_gaussian):
+    """E[x|z] = W z + mean for z ~ N(0, I): the total variance less the noise."""
+    vae = linear_gaussian.vae
+    means = vae.sample(20_000, mean=True)
+    weight = vae.likelihood.network.weight.detach()
+    torch.testing.assert_close(means.T.cov(), weight @ weight.T, rtol=0, atol=0.15)
+    noise = vae.likelihood(torch.zeros(2)).base_dist.scale[0].item()
+    draws = []
+    for mean in (True, False):
+        pyro.set_rng_seed(0)  # the same z
+        draws.append(vae.sample(20_000, mean=mean))
+    assert (draws[1] - draws[0]).std().item() == pytest.approx(noise, rel=0.02)
+
+
+def test_convolutions_take_particles_through_any_leading_dims(binary_data):
+    decoder = nn.Sequential(nn.Linear(2, 12), nn.Unflatten(1, (2, 2, 3)), nn.Conv2d(2, 1, 1))
+    encoder = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(1), nn.Linear(12, 4))
+    vae = pv.VAE(
+        pv.StandardNormalPrior(2),
+        pv.BernoulliLikelihood(pv.AnyLeadingDims(decoder, event_dim=1), event_dim=3),
+        pv.DiagonalNormalPosterior(pv.AnyLeadingDims(encoder, event_dim=3)),
+    )
+    x = binary_data.reshape(-1, 1, 2, 3)
+    svi = trainer(vae, Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1))
+    before = copy.deepcopy(vae.state_dict())
+    svi.step(x)
+    assert all(not torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+    assert pv.log_weights(vae.model, vae.guide, x, num_particles=5).shape == (5, 64)
+    assert Predictive(vae.model, num_samples=7, parallel=True)(size=3)["x"].shape == (7, 3, 1, 2, 3)
+    with pytest.raises(ValueError, match=r"with 4 dimensions, got shape \(1, 2, 3\)"):
+        svi.step(x[0])
+
+
+def test_state_dict_is_the_way_to_save(make_vae, binary_data, tmp_path):
+    vae, again = make_vae(), make_vae()
+    trainer(vae).step(binary_data)
+    torch.save(vae.state_dict(), tmp_path / "vae.pt")
+    again.load_state_dict(torch.load(tmp_path / "vae.pt", weights_only=True))
+    assert torch.equal(again.reconstruct(binary_data), vae.reconstruct(binary_data))
+    before = again.reconstruct(binary_data)
+    trainer(again).step(binary_data)
+    assert not torch.equal(before, again.reconstruct(binary_data))
+    with pytest.raises(TypeError, match="weakref"):  # of Pyro's param store, as VAE's docstring says
+        torch.save(vae, tmp_path / "whole.pt")
+
+
 def test_nuts_over_z_finds_the_exact_posterior(linear_gaussian):
     vae, x = linear_gaussian.vae, linear_gaussian.x[:3]
     for parameter in vae.parameters():
@@ -300,8 +353,23 @@ def test_bad_data_are_refused_by_name(make_vae):
         step(torch.tensor(1.0))
     with pytest.raises(TypeError, match=r"x: expected a torch.Tensor, got list"):
         step([[1.0] * 6])
-    with pytest.raises(ValueError, match=r"input: expected shape \(\*, 6\)"):
+    with pytest.raises(ValueError, match=r"x: expected a batch \(B, \*E\) with 2 dimensions, got shape \(4, 2, 3\)"):
         step(torch.zeros(4, 2, 3))
+    with pytest.raises(ValueError, match=r"got shape \(6,\). Give a single datum as x\[None\]"):
+        step(torch.zeros(6))  # would pass for 6 data
+    with pytest.raises(ValueError, match=r"input: expected shape \(\*, 6\)"):
+        step(torch.zeros(4, 7))
+    with pytest.raises(ValueError, match=r"x: expected finite values, got nan"):
+        step(torch.full((4, 6), math.nan))
+    with pytest.raises(TypeError, match=r"x: expected torch.float32, .* got torch.float64"):
+        step(torch.zeros(4, 6, dtype=torch.float64))
+    for beta in (0, -1.0, math.nan, None):
+        with pytest.raises(ValueError, match=rf"beta: expected a finite number above 0, got {beta}"):
+            vae.model(torch.zeros(4, 6), beta=beta)
+    with pytest.raises(ValueError, match=r"beta: expected a number or a 0-dim tensor, got shape \(4,\)"):
+        vae.model(torch.zeros(4, 6), beta=torch.ones(4))
+    with pytest.raises(ValueError, match=r"size: expected an integer of at least 1, got 20.5"):
+        vae.model(torch.zeros(4, 6), size=20.5)
     with pytest.raises(TypeError, match=r"x: expected floating-point values"):
         step(torch.zeros(4, 6, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"x: expected values in \{0, 1\} for BernoulliLikelihood, got 0.37"):
@@ -312,7 +380,7 @@ def test_bad_data_are_refused_by_name(make_vae):
         vae.model(size=0)
     with pytest.raises(ValueError, match=r"n: expected an integer of at least 1, got 0"):
         vae.sample(0)
-    with pytest.raises(TypeError, match=r"prior: expected a module whose forward returns a distribution, got NoneType"):
+    with pytest.raises(TypeError, match=r"prior: expected a module whose forward returns a distribution, got None"):
         pv.VAE(None, vae.likelihood, vae.posterior)
 
 
@@ -321,6 +389,20 @@ def test_posterior_of_another_dimension_than_the_prior_is_refused(make_vae):
     wrong = pv.VAE(pv.StandardNormalPrior(1), vae.likelihood, vae.posterior)  # would broadcast
     with pytest.raises(ValueError, match=r"posterior: expected q\(z\|x\) of event shape \(1,\), .* got \(2,\)"):
         trainer(wrong).step(torch.zeros(4, 6))
+
+
+def test_parts_that_give_no_distribution_are_refused(make_vae):
+    vae = make_vae()
+    with pytest.raises(
+        TypeError, match=r"likelihood: expected a module whose forward returns a distribution, .* Tensor"
+    ):
+        pv.VAE(vae.prior, pv.MLP(2, 6), vae.posterior).sample()
+    with pytest.raises(
+        TypeError, match=r"posterior: expected a module whose forward returns a distribution, .* Tensor"
+    ):
+        pv.VAE(vae.prior, vae.likelihood, pv.MLP(6, 4)).reconstruct(torch.zeros(4, 6))
+    with pytest.raises(TypeError, match=r"prior: expected a module"):
+        pv.VAE(pv.StandardNormalPrior, vae.likelihood, vae.posterior)
 
 
 @pytest.mark.parametrize("fault", ["kl sign", "scale", "no prior"])
