@@ -3,6 +3,7 @@
     python examples/mnist_svi.py                                    # downloads MNIST once
     python examples/mnist_svi.py --data-dir DIR                     # or reads DIR/MNIST/raw/*
     python examples/mnist_svi.py --likelihood continuous-bernoulli  # grey pixels in place of binary ones
+    torchrun --nproc-per-node 4 examples/mnist_svi.py               # the same on 4 processes, each with its share
 
 Writes to ``--output-dir``: ``metrics.json``, ``history.csv``, ``weights.pt`` (a ``state_dict``) and four pictures.
 """
@@ -10,6 +11,7 @@ Writes to ``--output-dir``: ``metrics.json``, ``history.csv``, ``weights.pt`` (a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import sys
@@ -23,6 +25,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 
 import pyro_vae as pv
+from pyro_vae.infer import distributed
 
 LIKELIHOODS = {
     "bernoulli": pv.BernoulliLikelihood,
@@ -36,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     args = parse_arguments(argv)
     torch.manual_seed(args.seed)
 
-    images = load_images(args)
+    rank, world_size = distributed.rank(), distributed.world_size()  # 0 and 1 without torchrun
+    with distributed.first_alone():  # one download a machine
+        images = load_images(args)
     height, width = images.image_shape
     # Binary pixels are drawn anew each epoch for training, and once for validation and test.
     binary = args.likelihood == "bernoulli"
@@ -51,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
         seed=args.seed,
         transform=as_data,
         device=args.device,
-    )
+    ).shard(rank, world_size)
     fixed = {"seed": 1} if binary else {}
-    validation = as_data(validation_images, **fixed).to(args.device).split(1000)
+    validation = as_data(validation_images, **fixed)[rank::world_size].to(args.device).split(1000)
     test = as_data(images.test_images, **fixed).to(args.device)
 
     vae = build_vae(args, train_images).to(args.device)
@@ -80,11 +85,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
         epochs=args.epochs,
         validation=validation,
         schedules={"beta": pv.linear_warmup(args.beta_warmup)},
+        callbacks=[pv.Checkpoint(args.output_dir / "checkpoints")] if args.resume else [],
+        resume=args.output_dir / "checkpoints" if args.resume else None,
     )
     train_seconds = time.perf_counter() - begin
 
     vae.eval()
-    elbo, bound = pv.bounds(vae.model, vae.guide, test, num_particles=args.num_particles)
+    elbo, bound = distributed.spread(
+        lambda x: pv.bounds(vae.model, vae.guide, x, num_particles=args.num_particles), test
+    )
     metrics: dict[str, object] = {
         "dataset": images.name,
         "n_train": len(train_images),
@@ -96,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
         "hidden_dims": args.hidden_dims,
         "seed": args.seed,
         "device": args.device,
+        "processes": world_size,
         "train_seconds": round(train_seconds, 2),
         "num_particles": args.num_particles,
         "test_elbo": elbo.mean().item(),
@@ -110,8 +120,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
         f"(at least: importance-weighted bound, {args.num_particles} particles)"
     )
 
-    write(args.output_dir, metrics, history, vae, test, images)
-    print(f"Wrote metrics, history, weights and pictures to {args.output_dir}/")
+    if rank == 0:
+        write(args.output_dir, metrics, history, vae, test, images)
+        print(f"Wrote metrics, history, weights and pictures to {args.output_dir}/")
     return metrics
 
 
@@ -210,6 +221,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output-dir", type=Path, default=Path("runs/mnist_svi"), help="where results go")
     add("--no-compile", dest="compile", action="store_false", help="train with pyro.infer.SVI, uncompiled")
     add("--precision", choices=["float32", "bf16"], default="bf16", help="of the matrix products of compiled training")
+    add("--resume", action="store_true", help="keep checkpoints in OUTPUT_DIR, and go on from the last one there")
     add("--smoke", action="store_true", help="a few batches, to see that everything works")
     args = parser.parse_args(argv)
     try:
@@ -217,7 +229,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         probe = args.output_dir / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may have been here
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
@@ -230,7 +242,7 @@ def usable_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first_line = str(error).splitlines()[0]
         raise ValueError(
@@ -256,4 +268,5 @@ positive_float, non_negative_float = _number(float, 0, above=True), _number(floa
 
 
 if __name__ == "__main__":
-    main()
+    with distributed.processes(), contextlib.redirect_stdout(sys.stdout if distributed.rank() == 0 else None):
+        main()  # the first process speaks for all

@@ -60,7 +60,7 @@ def test_every_likelihood_writes_metrics_weights_and_pictures(example, tmp_path,
         assert metrics["test_log_likelihood"] < 0
     assert {path.name for path in tmp_path.glob("*.png")} == PICTURES
     assert len((tmp_path / "history.csv").read_text().splitlines()) == metrics["epochs"] + 1
-    assert "likelihood.network.0.weight" in torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert "likelihood.network.layers.0.weight" in torch.load(tmp_path / "weights.pt", weights_only=True)
     assert "nats per image" in capsys.readouterr().out
 
 
@@ -125,7 +125,9 @@ def test_as_a_user_runs_it_compiled(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("PYRO_VAE_DATA" not in os.environ, reason="needs MNIST: set PYRO_VAE_DATA to a folder that holds it")
+@pytest.mark.skipif(
+    "PYRO_VAE_DATA" not in os.environ, reason="needs MNIST: set PYRO_VAE_DATA to a folder that holds it"
+)
 def test_three_epochs_of_mnist(tmp_path):
     command = [sys.executable, EXAMPLES / "mnist_svi.py", "--data-dir", os.environ["PYRO_VAE_DATA"], "--epochs", "3"]
     done = subprocess.run([*command, "--output-dir", tmp_path], capture_output=True, text=True, timeout=280)

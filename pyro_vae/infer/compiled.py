@@ -1,0 +1,450 @@
+"""SVI whose step is captured once as one graph, compiled, and run as such from then on."""
+
+import contextlib
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Hashable
+from typing import Any, Literal
+
+import pyro.poutine as poutine
+import torch
+from pyro.infer import SVI
+from pyro.optim import PyroOptim
+from torch import Tensor
+
+from pyro_vae.infer.capture import CaptureError, capture, undone
+from pyro_vae.infer.folded import FoldedAdam, all_finite, cheapen_checks
+from pyro_vae.infer.lower import compiled
+from pyro_vae.infer.optim import FusedOptim
+from pyro_vae.infer.products import Bfloat16Products, choose_products
+from pyro_vae.infer.signature import flatten, with_tensors
+from pyro_vae.infer.snapshot import Snapshot, calls_of
+
+logger = logging.getLogger(__name__)
+
+Loss = Any  # a number or 0-dim tensor, or a tuple of them
+
+
+class CompiledSVI(SVI):
+    r"""A drop-in for ``pyro.infer.SVI`` that runs at the speed of hand-written, compiled PyTorch.
+
+    The first call with arguments of new shapes is Pyro's own step, with Pyro's validation. The second call runs model,
+    guide and objective once more under a tracer, which keeps loss, gradients and (for :func:`pyro_vae.Adam`) the
+    parameters' update as one graph of tensor operations. That graph is compiled and is all that runs from then on.
+
+    - Tensors among the arguments are inputs of the graph: a :math:`\beta` that warms up is a 0-dim tensor. Python values
+      are part of the key, and so are shapes, dtypes and training flags: each combination is captured by itself, at its
+      second call, ``max_captures`` of them at most; whatever else comes is run by Pyro.
+    - A parameter that is replaced, moved, frozen or unfrozen, a module's attribute that changes, a closed-over variable
+      bound to another value: noticed, and captured anew. See :class:`pyro_vae.infer.snapshot.Snapshot` for what is
+      watched. Not noticed is what changes inside a list, a dictionary or a numpy array; ``check_steps`` finds that.
+    - A step whose loss or gradients are not finite changes no parameter and no optimiser state. Its loss is returned
+      (NaN, if only a gradient was not finite), and :meth:`step` warns.
+
+    Args:
+        model: callable with Pyro primitives, of static structure.
+        guide: the same, or an ``AutoGuide``.
+        optim: any ``pyro.optim.PyroOptim``; the update of :func:`pyro_vae.Adam` becomes part of the graph.
+        loss: a ``pyro.infer.ELBO``, or a function as ``pyro.infer.SVI`` takes it.
+        loss_and_grads: a function as ``pyro.infer.SVI`` takes it, if ``loss`` is one.
+        compile: True; ``"graph"`` to run the captured graph without compiling it; False to leave every step to Pyro.
+        precision: ``"bf16"`` lets matrix products and convolutions take bfloat16 inputs; parameters, optimiser state and
+            log-densities stay float32.
+        check_steps: the first so many captured steps are compared with Pyro's on the same random numbers.
+        max_captures: how many graphs are kept.
+
+    Raises:
+        CaptureError: on a step that no graph can stand for: control flow on the values of tensors, Python-side
+            randomness, host-side state that a run changes. It names the line.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer import Trace_ELBO
+        >>> from pyro_vae.infer import Adam, CompiledSVI
+        >>> pyro.clear_param_store()
+        >>> def model(x):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     loc = pyro.param("loc", torch.tensor(0.0))
+        ...     pyro.sample("z", dist.Normal(loc, 0.3))
+        >>> svi = CompiledSVI(model, guide, Adam({"lr": 0.05}), Trace_ELBO(), compile="graph")
+        >>> losses = [svi.step(torch.full((9,), 2.0)) for _ in range(200)]
+        >>> abs(pyro.param("loc").item() - 1.8) < 0.3  # the posterior's mean is 9 * 2 / (9 + 1)
+        True
+        >>> svi.captures
+        1
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        optim: PyroOptim,
+        loss: Any,
+        loss_and_grads: Callable[..., Any] | None = None,
+        *,
+        compile: bool | Literal["graph"] = True,
+        precision: Literal["float32", "bf16"] = "float32",
+        check_steps: int = 0,
+        max_captures: int = 8,
+    ) -> None:
+        if compile not in (True, False, "graph"):
+            raise ValueError(f"compile: expected True, False or 'graph', got {compile!r}.")
+        if precision not in ("float32", "bf16"):
+            raise ValueError(f"precision: expected 'float32' or 'bf16', got {precision!r}.")
+        super().__init__(model, guide, optim, loss, loss_and_grads)
+        self.compile = compile
+        self.precision = precision
+        self.check_steps = check_steps
+        self.max_captures = max_captures
+        self._captures: dict[Hashable, list[_Captured]] = {}
+        self._pending: dict[Hashable, Snapshot] = {}
+        self._params: dict[str, Tensor] = {}  # those of the last call that Pyro ran
+        self._checked = self._captured_calls = self._new_keys = self._changes = 0
+        self._said_full = self._said_untrained = False
+
+    # -- Pyro's interface ------------------------------------------------------------------------------------------
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """One optimisation step.
+
+        Returns:
+            The loss, minus the bound in nats summed over the batch, as a float (a tuple of them for an objective that
+            returns one, as in Pyro).
+        """
+        loss = _numbers(self.update(*args, **kwargs))
+        if not all(map(math.isfinite, loss if isinstance(loss, tuple) else (loss,))):
+            warnings.warn(
+                f"the loss or a gradient is not finite (loss {loss}); the step was not applied. "
+                "Are the data within the likelihood's support?",
+                stacklevel=2,
+            )
+        return loss
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        """The same step as :meth:`step`, without waiting for its result.
+
+        Returns:
+            The loss as a 0-dim tensor on the parameters' device. A value that is not finite means that the step was not
+            applied; nothing warns of it here.
+        """
+        if self._checked < self.check_steps:
+            return self._checked_update(args, kwargs)
+        return self._run("step", args, kwargs)
+
+    def backward(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Tensor]]:
+        """The first half of a step: the loss, and the gradients left in ``.grad`` of the parameters.
+
+        What goes between gradients and update goes here, an all-reduce for instance; then ``svi.optim(params)``.
+
+        Returns:
+            The loss as a 0-dim tensor, and the unconstrained parameters.
+        """
+        return self._run("backward", args, kwargs)
+
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """The loss as a float, with no gradient taken and no parameter moved."""
+        return _numbers(self._run("loss", args, kwargs))
+
+    @property
+    def captures(self) -> int:
+        """How many graphs are kept now."""
+        return sum(len(found) for found in self._captures.values())
+
+    # -- which way a call goes -------------------------------------------------------------------------------------
+
+    def _run(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Handlers around the call (poutine.scale, say) change what model and guide mean, so they are left to Pyro.
+        if not self.compile or poutine.runtime.am_i_wrapped():
+            return self._eagerly(kind, args, kwargs)[0]
+        tensors: list[Tensor] = []
+        key = (kind, flatten(args, tensors, "args"), flatten(kwargs, tensors, "kwargs"), torch.get_default_dtype())
+        device = next(iter(self._params.values())).device if self._params else None
+        if device is not None and device.type == "cuda":  # a beta on the host would keep the step from one CUDA graph
+            tensors = [t.to(device, non_blocking=True) if t.dim() == 0 else t for t in tensors]
+        for captured in self._captures.get(key, ()):
+            if captured.snapshot.change() is None:
+                if not captured.snapshot.registered():  # the store was cleared: Pyro fills it again
+                    return self._eagerly(kind, args, kwargs)[0]
+                self._captured_calls += 1
+                return captured(tensors)
+        pending = self._pending.get(key)
+        if pending is None or pending.change() is not None or not self._has_room(key):
+            self._say_why_not(key, pending)
+            result, self._pending[key] = self._eagerly(kind, args, kwargs)
+            return result
+        captured = self._capture(kind, args, kwargs, tensors, pending)
+        del self._pending[key]
+        self._captures.setdefault(key, []).append(captured)
+        self._captured_calls += 1
+        return captured(tensors)
+
+    def _has_room(self, key: Hashable) -> bool:
+        if self.captures >= self.max_captures:  # graphs of this key that hold no longer make way
+            self._captures[key] = [c for c in self._captures.get(key, ()) if c.snapshot.change() is None]
+        if self.captures < self.max_captures:
+            return True
+        if not self._said_full:
+            self._said_full = True
+            warnings.warn(
+                f"max_captures={self.max_captures} graphs are kept already; calls with further shapes or Python values are "
+                "run by Pyro. Pass values that change as tensors, or raise max_captures.",
+                stacklevel=5,
+            )
+        return False
+
+    def _say_why_not(self, key: Hashable, pending: Snapshot | None) -> None:
+        """Warns, once, when call after call is left to Pyro."""
+        change = pending.change() if pending is not None else None
+        if pending is None:
+            self._new_keys += 1
+        elif change is not None:
+            self._changes += 1
+        if self._changes == 20:
+            self._changes += 1
+            warnings.warn(
+                f"steps are not captured, since state that they may depend on differs from call to call: {change}. "
+                "Pass it as a tensor argument, or use compile=False to leave every step to Pyro.",
+                stacklevel=5,
+            )
+        if self._new_keys == 8 * self.max_captures:
+            self._new_keys += 1
+            warnings.warn(
+                f"{self._new_keys - 1} calls came with shapes or Python values not seen before and were run by Pyro. "
+                "Pass values that change as tensors, torch.tensor(beta) for instance.",
+                stacklevel=5,
+            )
+        if len(self._pending) > 16 * self.max_captures:
+            self._pending.clear()
+
+    # -- by Pyro ---------------------------------------------------------------------------------------------------
+
+    def _eagerly(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Snapshot]:
+        """The call as Pyro makes it, and a snapshot of what it may depend on."""
+        for p in self._params.values():
+            p.grad = None
+        with calls_of() as modules:
+            loss, params = self._pyro(kind, args, kwargs)
+        self._params = params
+        result = _as_tensors(loss, params)
+        if kind == "step" and not self._said_untrained and all(p.grad is None for p in params.values()):
+            self._said_untrained = True
+            warnings.warn(
+                "no parameter receives a gradient: the step trains nothing. Register the module's parameters with "
+                "pyro.module in model or guide, and see that they require gradients.",
+                stacklevel=5,
+            )
+        if kind == "step":
+            result = self._apply(result, list(params.values()))
+        elif kind == "backward":
+            result = (result, list(params.values()))
+        functions = (self.model, self.guide, self.loss, self.loss_and_grads)
+        return result, Snapshot(functions, modules, params)
+
+    def _pyro(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Loss, dict[str, Tensor]]:
+        """Loss, and for a step gradients, as ``pyro.infer.SVI`` computes them; with the parameters by name."""
+        precision = Bfloat16Products() if self.precision == "bf16" else contextlib.nullcontext()
+        with poutine.trace(param_only=True) as params, precision:
+            if kind == "loss":
+                with torch.no_grad():
+                    loss = self.loss(self.model, self.guide, *args, **kwargs)
+            else:
+                loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+        return loss, {name: site["value"].unconstrained() for name, site in params.trace.nodes.items()}
+
+    # -- by a captured graph ---------------------------------------------------------------------------------------
+
+    def _capture(
+        self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor], before: Snapshot
+    ) -> "_Captured":
+        """Captures and compiles one graph; ``before`` is the snapshot taken after the eager run."""
+        started = time.perf_counter()
+        seen: dict[str, Any] = {}  # what the tracing run met
+
+        def function(*inputs: Tensor) -> list[Tensor]:
+            new_args, new_kwargs = with_tensors((args, kwargs), list(inputs))
+            loss, params = self._pyro(kind, new_args, new_kwargs)
+            trained = [p for p in params.values() if p.grad is not None]
+            grads = [p.grad for p in trained if p.grad is not None]
+            seen.update(params=params, trained=trained, tuple=type(loss) if isinstance(loss, tuple) else None, update=None)
+            losses = _parts(_as_tensors(loss, params))
+            if kind == "loss":
+                return losses
+            if kind == "backward":
+                return losses + grads
+            with torch.no_grad():
+                ok = all_finite(losses, grads)
+                losses = [_marked(part, ok) for part in losses]
+                if not self._folds(trained):
+                    return losses + grads
+                seen["update"] = FoldedAdam(self.optim, trained)
+                seen["update"].apply(dict(zip(trained, grads, strict=True)), ok)
+                return losses
+
+        graph, held = capture(function, tensors, before.params.values())
+        for name, p in seen["params"].items():
+            if p is not before.params.get(name, p):
+                raise RuntimeError(
+                    f"parameter {name!r} of Pyro's store belongs to another module of the same name, so that Pyro would train "
+                    "that one. Give the modules different names in pyro.module."
+                )
+        if seen["params"].keys() != before.params.keys():
+            raise CaptureError(
+                f"the parameters differ from run to run: {sorted(seen['params'].keys() ^ before.params.keys())}; a graph "
+                "has one structure. Use pyro.infer.SVI, or CompiledSVI(..., compile=False)."
+            )
+        change = before.change()
+        if change is not None:
+            raise CaptureError(
+                f"running model and guide changes state that they may depend on ({change}); a graph would freeze it. "
+                "Pass it as a tensor argument; or use pyro.infer.SVI, or CompiledSVI(..., compile=False)."
+            )
+        traced = time.perf_counter()
+        run: Callable[..., Any] = graph
+        if self.compile is True:
+            run = compiled(choose_products(cheapen_checks(graph)), held, tensors)
+        own = {id(p) for p in before.params.values()}
+        before.watch_tensors({f"a closed-over tensor ({i})": t for i, t in enumerate(held) if id(t) not in own})
+        if seen["update"] is not None:
+            before.watch_values(seen["update"].watched(), "the optimiser's state or options")
+            before.watch_values([(vars(self.optim), "optimizer")], "the optimiser")
+        logger.info(
+            "captured %s for inputs %s: %d operations, traced in %.2f s, compiled in %.2f s",
+            kind,
+            [tuple(t.shape) for t in tensors],
+            len(graph.graph.nodes),
+            traced - started,
+            time.perf_counter() - traced,
+        )
+        return _Captured(kind, run, held, before, self.optim, seen)
+
+    def _folds(self, trained: list[Tensor]) -> bool:
+        """Whether the update becomes part of the graph; uncompiled, torch's fused kernel is faster than a graph of it."""
+        if self.compile is not True or len({p.device for p in trained}) != 1 or not isinstance(self.optim, FusedOptim):
+            return False
+        self.optim.register(trained)
+        return FoldedAdam.fits(self.optim)
+
+    def _checked_update(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A step whose captured loss and gradients must be those of Pyro on the same random numbers."""
+        if not self._params:
+            return self._run("step", args, kwargs)
+        with undone(self._params.values()):
+            expected, params = self._pyro("backward", args, kwargs)
+            expected_grads = {name: p.grad for name, p in params.items()}
+        before = self._captured_calls
+        loss, values = self._run("backward", args, kwargs)
+        if self._captured_calls > before:
+            self._checked += 1
+            _compare(_numbers(loss), _numbers(expected), expected_grads, params, self.precision)
+        loss = self._apply(loss, values)
+        return loss
+
+    def _apply(self, loss: Any, params: list[Tensor]) -> Any:
+        """The second half of a step, on the host: updates unless loss or gradients are not finite."""
+        losses = _parts(loss)
+        ok = all_finite(losses, [p.grad for p in params if p.grad is not None])
+        if ok:
+            self.optim(set(params))
+        else:
+            losses = [_marked(part, ok) for part in losses]
+        for p in params:
+            p.grad = None
+        return type(loss)(losses) if isinstance(loss, tuple) else losses[0]
+
+
+class _Captured:
+    """One captured graph, ready to run on new inputs."""
+
+    def __init__(
+        self, kind: str, run: Callable[..., Any], held: list[Tensor], snapshot: Snapshot, optim: PyroOptim, seen: dict[str, Any]
+    ) -> None:
+        self.kind = kind
+        self.snapshot = snapshot
+        self._run = run
+        self._held = [t.detach() for t in held]
+        self._optim = optim
+        self._update: FoldedAdam | None = seen["update"]
+        self._trained: list[Tensor] = seen["trained"]
+        self._params: list[Tensor] = list(seen["params"].values())
+        self._tuple = seen["tuple"]
+
+    def __call__(self, tensors: list[Tensor]) -> Any:
+        if self._update is not None:
+            self._update.refresh()
+        with torch.no_grad():
+            out = self._run(*self._held, *tensors)
+        count = len(out) - (0 if self.kind == "loss" or self._update is not None else len(self._trained))
+        losses = list(out[:count])
+        loss = self._tuple(losses) if self._tuple is not None else losses[0]
+        if self.kind == "loss":
+            return loss
+        if self._update is not None:
+            self._optim.step_scheduler()
+            return loss
+        for p, grad in zip(self._trained, out[count:], strict=True):
+            p.grad = grad
+        if self.kind == "backward":
+            return loss, self._params
+        if all(bool(torch.isfinite(part)) for part in losses):
+            self._optim(set(self._params))
+        for p in self._trained:
+            p.grad = None
+        return loss
+
+
+def _parts(loss: Any) -> list[Tensor]:
+    return list(loss) if isinstance(loss, tuple) else [loss]
+
+
+def _as_tensors(loss: Loss, params: dict[str, Tensor]) -> Any:
+    """A loss that Pyro gives as a number (or several) as 0-dim tensors on the parameters' device."""
+    if isinstance(loss, tuple):
+        return type(loss)(_as_tensors(part, params) for part in loss)
+    if isinstance(loss, Tensor):
+        return loss.detach()
+    device = next(iter(params.values())).device if params else torch.device("cpu")
+    return torch.tensor(loss, device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
+
+
+def _numbers(loss: Any) -> Any:
+    if isinstance(loss, tuple):
+        return type(loss)(_numbers(part) for part in loss)
+    return loss.item() if isinstance(loss, Tensor) else loss
+
+
+def _marked(loss: Tensor, ok: Tensor) -> Tensor:
+    """The loss, but NaN where it is finite and a gradient is not."""
+    return torch.where(ok | ~torch.isfinite(loss), loss, math.nan)
+
+
+def _compare(
+    loss: Any, expected: Any, grads: dict[str, Tensor | None], params: dict[str, Tensor], precision: str
+) -> None:
+    """Raises unless captured loss and gradients are Pyro's, up to rounding."""
+    for got, want in zip(*(x if isinstance(x, tuple) else (x,) for x in (loss, expected)), strict=True):
+        tolerance = 2e-2 if precision == "bf16" else 1e-4
+        if not (got == want or abs(got - want) <= tolerance * (1 + abs(want)) or (got != got and want != want)):
+            raise RuntimeError(_differs("the loss", got, want))
+    for name, want in grads.items():
+        got = params[name].grad
+        if (got is None) != (want is None):
+            raise RuntimeError(_differs(f"the gradient of {name!r}", got, want))
+        if got is None or want is None:
+            continue
+        tolerance = 5e-2 if precision == "bf16" else 1e-3
+        error, size = float((got - want).norm()), float(want.norm())
+        if not error <= tolerance * size + 1e-6 and math.isfinite(size):
+            raise RuntimeError(_differs(f"the gradient of {name!r}", f"one {error / size:.2g} away", f"norm {size:.4g}"))
+
+
+def _differs(what: str, got: Any, want: Any) -> str:
+    return (
+        f"check_steps: {what} of the captured step is {got}, Pyro's on the same random numbers is {want}. Model or guide "
+        "depends on something that the graph has frozen: Python-side state, a list or dictionary, a numpy array. Pass it "
+        "as a tensor argument; or use pyro.infer.SVI, or CompiledSVI(..., compile=False)."
+    )

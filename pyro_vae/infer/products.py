@@ -1,0 +1,126 @@
+"""How matrix products are computed: in which precision, and by whom."""
+
+import functools
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+
+# Below this many multiply-adds the call itself costs more than any backend can save.
+_WORTH_MEASURING = 10**6
+
+
+class Bfloat16Products(TorchDispatchMode):
+    """Inside, float32 matrix products and convolutions take bfloat16 inputs, forwards and backwards.
+
+    All else stays float32: parameters, gradients, optimiser state, activations' functions and log-densities. Where
+    ``torch.autocast`` chooses a dtype per operation, this changes the products alone, so no density is ever summed in
+    bfloat16.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (aten.addmm.default, aten.baddbmm.default) and not kwargs and _is_float32(args[0]):
+            product = aten.mm if func is aten.addmm.default else aten.bmm
+            return args[0] + product(args[1].bfloat16(), args[2].bfloat16()).float()
+        if func in _PRODUCTS and any(_is_float32(a) for a in args):
+            out = func(*(_down(a) for a in args), **kwargs)
+            return tuple(_up(o) for o in out) if isinstance(out, tuple) else _up(out)
+        return func(*args, **kwargs)
+
+
+_PRODUCTS = {
+    aten.mm.default,
+    aten.bmm.default,
+    aten.convolution.default,
+    aten.convolution_backward.default,
+}
+
+
+def choose_products(graph: fx.GraphModule) -> fx.GraphModule:
+    """Gives each large float32 product on the CPU to whichever of PyTorch's two libraries is faster at its shape.
+
+    ``aten::mm`` goes to BLAS (MKL, OpenBLAS), which on some processors is a third slower than oneDNN and on others not;
+    so both are timed here, once for each shape. Where PyTorch has no oneDNN, nothing changes.
+    """
+    onednn_mm = _onednn_mm()
+    if onednn_mm is None:
+        return graph
+    for node in list(graph.graph.nodes):
+        if node.target not in (aten.mm.default, aten.addmm.default) or node.kwargs:
+            continue
+        left, right = (argument.meta.get("val") for argument in node.args[-2:])
+        if not all(isinstance(t, Tensor) and t.dtype is torch.float32 and t.device.type == "cpu" for t in (left, right)):
+            continue
+        m, k, n = left.shape[0], left.shape[1], right.shape[1]
+        if m * k * n < _WORTH_MEASURING or not _onednn_is_faster(
+            (tuple(left.shape), left.stride()), (tuple(right.shape), right.stride()), torch.get_num_threads()
+        ):
+            continue
+        with graph.graph.inserting_before(node):
+            new = graph.graph.call_function(onednn_mm, tuple(node.args[-2:]))
+            new.meta["val"] = node.meta.get("val")
+            if node.target is aten.addmm.default:  # the bias is added by whatever comes next, fused with it
+                new = graph.graph.call_function(aten.add.Tensor, (new, node.args[0]))
+                new.meta["val"] = node.meta.get("val")
+        node.replace_all_uses_with(new)
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
+
+
+@functools.cache
+def _onednn_mm() -> Any:
+    """``a @ b`` by oneDNN as an operator for graphs, or None; made at first need, not at import."""
+    linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+    if linear is None:
+        return None
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        out: Tensor = linear(a, b.t(), None, "none", [], "")
+        return out
+
+    try:  # the operator is private to torch: see that it still does what it did
+        probe = torch.arange(12.0).reshape(3, 4)
+        if not torch.equal(product(probe, probe.t()), probe @ probe.t()):
+            return None
+        library = torch.library.Library("pyro_vae", "FRAGMENT")
+        library.define("onednn_mm(Tensor a, Tensor b) -> Tensor")
+        library.impl("onednn_mm", product, "CPU")
+        torch.library.register_fake("pyro_vae::onednn_mm", lambda a, b: a.new_empty(a.shape[0], b.shape[1]), lib=library)
+    except (RuntimeError, TypeError, NotImplementedError, AttributeError):
+        return None
+    _libraries.append(library)  # an operator lives as long as its library object
+    return torch.ops.pyro_vae.onednn_mm.default
+
+
+_libraries: list[Any] = []
+
+
+@functools.cache
+def _onednn_is_faster(left: Any, right: Any, threads: int) -> bool:
+    a, b = (torch.empty_strided(shape, stride).fill_(0.5) for shape, stride in (left, right))
+    ours = _onednn_mm()
+    best = {aten.mm.default: float("inf"), ours: float("inf")}
+    for _ in range(8):
+        for function in best:
+            started = time.perf_counter()
+            function(a, b)
+            best[function] = min(best[function], time.perf_counter() - started)
+    return best[ours] < 0.97 * best[aten.mm.default]
+
+
+def _is_float32(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype is torch.float32
+
+
+def _down(value: Any) -> Any:
+    return value.bfloat16() if _is_float32(value) else value
+
+
+def _up(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype is torch.bfloat16 else value

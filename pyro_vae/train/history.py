@@ -1,0 +1,94 @@
+"""What training did, epoch by epoch."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["History"]
+
+
+class History:
+    """Every epoch's figures, in order: one mapping of names to numbers an epoch.
+
+    ``fit`` records ``epoch`` (from 1), ``train_elbo`` and, where there are validation data, ``validation_elbo`` (nats
+    per datum, higher is better; during a warm-up the training figure is the weighted objective), ``seconds`` (of the
+    epoch, validation included), ``steps`` (so far) and the last value of every schedule.
+
+    Args:
+        rows: figures to begin with, as from ``list(history)``.
+
+    Example:
+        >>> history = History()
+        >>> history.append({"epoch": 1, "train_elbo": -120.0})
+        >>> history.append({"epoch": 2, "train_elbo": -110.0, "validation_elbo": -111.0})
+        >>> history["train_elbo"], history["validation_elbo"]
+        ([-120.0, -110.0], [nan, -111.0])
+        >>> len(history), history[-1]["epoch"]
+        (2, 2)
+    """
+
+    def __init__(self, rows: list[dict[str, float]] | None = None) -> None:
+        self._rows = [dict(row) for row in rows or []]
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Add an epoch's figures."""
+        self._rows.append(dict(row))
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all figures, in the order in which they first came."""
+        return list(dict.fromkeys(name for row in self._rows for name in row))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[dict[str, float]]:
+        return iter([dict(row) for row in self._rows])
+
+    def __getitem__(self, key: str | int) -> Any:
+        """A figure by name, one number an epoch (NaN where an epoch has none), or an epoch by number."""
+        if isinstance(key, int):
+            return dict(self._rows[key])
+        if key not in self.names:
+            raise KeyError(f"{key!r}: expected one of {self.names}.")
+        return [row.get(key, float("nan")) for row in self._rows]
+
+    def __repr__(self) -> str:
+        return f"History({len(self)} epochs, figures: {', '.join(self.names)})"
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write one line an epoch, with a header."""
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.names)
+            writer.writeheader()
+            writer.writerows(self._rows)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the learning curves, ELBO in nats per datum against epochs, and return the ``matplotlib`` axes.
+
+        Args:
+            ax: axes to draw on; by default those of a new figure.
+
+        Raises:
+            ValueError: there is no epoch to draw.
+        """
+        if not self._rows:
+            raise ValueError("history: expected at least one epoch to plot, got none. Train first.")
+        if ax is None:
+            from matplotlib.figure import Figure
+
+            ax = Figure(figsize=(6, 4), layout="constrained").subplots()
+        curves = [name for name in ("train_elbo", "validation_elbo") if name in self.names]
+        for name in curves:
+            ax.plot(self["epoch"], self[name], marker=".", label=name.removesuffix("_elbo"))
+        values = sorted(value for name in curves for value in self[name] if value == value)
+        # The first epochs fall far below the rest; the axis is for where the curves are told apart.
+        low, high = values[len(values) // 8], values[-1]
+        ax.set_ylim(low - 0.25 * (high - low) - 1e-3, high + 0.08 * (high - low) + 1e-3)
+        ax.set(xlabel="epoch", ylabel="ELBO (nats per datum)")
+        ax.grid(alpha=0.3)
+        ax.legend()
+        return ax

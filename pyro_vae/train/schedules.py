@@ -1,0 +1,101 @@
+"""Schedules: functions from epochs trained so far (a real number above 0) to a value, for ``fit(schedules=...)``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+__all__ = ["Schedule", "cyclical", "linear_warmup", "one_cycle"]
+
+Schedule = Callable[[float], float]
+
+
+def linear_warmup(epochs: float, *, start: float = 0.0, end: float = 1.0) -> Schedule:
+    r"""A straight line from ``start`` to ``end``, then constant.
+
+    .. math:: v(t) = \text{start} + (\text{end} - \text{start}) \min(1, t / \text{epochs})
+
+    ``fit`` asks for the value after each step, so that a warm-up from 0 begins just above it (``poutine.scale`` takes
+    no 0).
+
+    Args:
+        epochs: length of the warm-up; 0 gives the constant ``end``.
+        start: value at its beginning.
+        end: value at its end.
+
+    Raises:
+        ValueError: ``epochs`` is negative.
+
+    Example:
+        >>> beta = linear_warmup(10)
+        >>> beta(2.5), beta(10), beta(20)
+        (0.25, 1.0, 1.0)
+
+    Source:
+        Sønderby et al. (2016), Ladder Variational Autoencoders, section 2.3.
+    """
+    if not epochs >= 0:
+        raise ValueError(f"epochs: expected a number of at least 0, got {epochs!r}.")
+    return lambda t: end if t >= epochs else start + (end - start) * t / epochs
+
+
+def cyclical(period: float, *, rise: float = 0.5, start: float = 0.0, end: float = 1.0) -> Schedule:
+    """A linear rise over a part of each period, then constant to its end; over and over.
+
+    Args:
+        period: length of a cycle in epochs.
+        rise: part of the period in which the value rises, in (0, 1].
+        start: value just before each rise; the value itself is never exactly this.
+        end: value after each rise.
+
+    Raises:
+        ValueError: ``period`` is not positive, or ``rise`` not in (0, 1].
+
+    Example:
+        >>> beta = cyclical(4)
+        >>> beta(1), beta(2), beta(4), beta(5)
+        (0.5, 1.0, 1.0, 0.5)
+
+    Source:
+        Fu et al. (2019), Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing, equation 6.
+    """
+    if not period > 0:
+        raise ValueError(f"period: expected a number above 0, got {period!r}.")
+    if not 0 < rise <= 1:
+        raise ValueError(f"rise: expected a number in (0, 1], got {rise!r}.")
+    # A whole number of periods is the end of a cycle, not the beginning of the next.
+    line = linear_warmup(rise * period, start=start, end=end)
+    return lambda t: line(t % period or period)
+
+
+def one_cycle(epochs: float, *, warmup: float = 0.3, start: float = 1 / 25, end: float = 1e-5) -> Schedule:
+    r"""Half a cosine wave up to 1, and a longer one down: a factor for ``pyro_vae.LearningRate``.
+
+    Args:
+        epochs: length of the cycle; after it the value stays at ``end``.
+        warmup: part of the cycle in which the value rises, in (0, 1).
+        start: value at the beginning.
+        end: value at the end.
+
+    Raises:
+        ValueError: ``epochs`` is not positive, or ``warmup`` not in (0, 1).
+
+    Example:
+        >>> factor = one_cycle(20)
+        >>> round(factor(6), 3), round(factor(20), 3)
+        (1.0, 0.0)
+
+    Source:
+        Smith and Topin (2019), Super-convergence: very fast training of neural networks using large learning rates.
+    """
+    if not epochs > 0:
+        raise ValueError(f"epochs: expected a number above 0, got {epochs!r}.")
+    if not 0 < warmup < 1:
+        raise ValueError(f"warmup: expected a number in (0, 1), got {warmup!r}.")
+
+    def factor(t: float) -> float:
+        t = min(t / epochs, 1.0)
+        low, part = (start, t / warmup) if t < warmup else (end, (1 - t) / (1 - warmup))
+        return low + (1 - low) * (1 - math.cos(math.pi * part)) / 2
+
+    return factor

@@ -1,0 +1,103 @@
+"""Processes that die, and the others; real signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_distributed import free_port, start
+from torch.testing import assert_close
+
+TRAINING = Path(__file__).parent / "training.py"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@contextmanager
+def torchrun(directory: Path, *arguments: Any, max_restarts: int = 0) -> Iterator[subprocess.Popen[str]]:
+    """Two processes as people start them; whatever is left of them is killed at the end."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = subprocess.Popen(
+        [*command, f"--max-restarts={max_restarts}", TRAINING, directory, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def finished(directory: Path, *arguments: Any, max_restarts: int = 0) -> tuple[str, list[Any]]:
+    """What a run says, and its results in both processes."""
+    with torchrun(directory, *arguments, max_restarts=max_restarts) as process:
+        said = process.communicate(timeout=150)[0]
+    assert process.returncode == 0, said
+    return said, [torch.load(directory / f"result-{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def steps_of(rank: int, said: str) -> list[int]:
+    return [int(line.split()[-1]) for line in said.splitlines() if line.startswith(f"rank {rank} step")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return finished(tmp_path_factory.mktemp("undisturbed"))[1]
+
+
+@pytest.mark.parametrize(("rank", "step"), [(0, 11), (1, 17)])
+def test_a_killed_process_is_started_again_and_nothing_is_lost(tmp_path, undisturbed, rank, step):
+    said, results = finished(tmp_path, "--kill", rank, step, max_restarts=1)
+    assert "going on from" in said
+    steps = steps_of(rank, said)
+    assert steps[:step] == list(range(1, step + 1))
+    assert 1 < steps[step] <= step + 1  # from the checkpoint, not from the beginning
+    assert_close(results, undisturbed, rtol=0, atol=0)
+
+
+def test_the_others_end_when_one_dies(tmp_path):
+    port = free_port()
+    both = [start(TRAINING, tmp_path, "--kill", 1, 5, rank=rank, port=port) for rank in (0, 1)]
+    try:
+        both[1].communicate(timeout=100)
+        died = time.monotonic()
+        said = both[0].communicate(timeout=100)[0]
+        seconds = time.monotonic() - died
+    finally:
+        for process in both:
+            process.kill()
+    assert both[1].returncode == -signal.SIGKILL
+    assert both[0].returncode == 1
+    assert "process 0 of 2 waited for the others, and one of them has ended or does not answer" in said
+    assert seconds < 10
+
+
+def test_a_polite_stop_of_all(tmp_path, undisturbed):
+    with torchrun(tmp_path, "--slow", 0.05) as process:
+        lines = []
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("rank 0 step 5"):
+                process.send_signal(signal.SIGTERM)
+                break
+        said = "".join(lines) + process.communicate(timeout=100)[0]
+    last = [steps_of(rank, said)[-1] for rank in (0, 1)]
+    assert last[0] == last[1] < 28, said
+    assert f"stopped at step {last[0] + 1}" in said
+    said, results = finished(tmp_path)
+    assert f"at step {last[0] + 1} " in said
+    assert_close(results, undisturbed, rtol=0, atol=0)

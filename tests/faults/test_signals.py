@@ -1,0 +1,128 @@
+"""SIGINT and SIGTERM: the step is finished, a checkpoint written, and the way to go on is said."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import finish, result, start, steps, wait_for
+
+from pyro_vae.train import Callback
+
+
+class Slow(Callback):
+    """Gives the test time to send its signal."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def step_end(self, run: Any) -> None:
+        time.sleep(self.seconds)
+
+
+def slow() -> list[Any]:
+    return [Slow(0.03)]
+
+
+def very_slow() -> list[Any]:
+    return [Slow(20.0)]
+
+
+def own_session() -> None:
+    os.setsid()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
+def test_stops_politely_and_goes_on_to_the_same_end(number: int, code: int, tmp_path: Path) -> None:
+    whole = start(tmp_path / "whole", checkpoint=False)
+    directory, log = tmp_path / "run", tmp_path / "log"
+    # No checkpoint but the one of the polite stop.
+    process = start(directory, every=float("inf"), callbacks=slow, log=str(log))
+    wait_for(lambda: log.exists() and "starting afresh" in log.read_text(), process)
+    time.sleep(0.3)
+    assert steps(directory) == []
+    os.kill(process.pid, number)
+    assert finish(process) == code
+    text = log.read_text()
+    assert "A second signal stops at once" in text
+    assert f"Go on with fit(..., resume={str(directory)!r})" in text
+    assert len(steps(directory)) == 1
+    process = start(directory, every=float("inf"), log=str(log))
+    assert finish(process) == 0
+    assert f"going on from {directory}" in log.read_text()
+    assert finish(whole) == 0
+    assert result(directory) == result(tmp_path / "whole")
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    process = start(tmp_path / "run", callbacks=very_slow, log=str(log))
+    wait_for(lambda: log.exists() and "starting afresh" in log.read_text(), process)
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGTERM)
+    wait_for(lambda: "A second signal" in log.read_text(), process)
+    begun = time.monotonic()
+    os.kill(process.pid, signal.SIGTERM)
+    assert finish(process) == -signal.SIGTERM
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.slow
+def test_ctrl_c_reaches_the_workers_too_and_leaves_none_behind(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    process = start(tmp_path / "run", data="workers", callbacks=slow, log=str(log), prepare=own_session)
+    wait_for(lambda: len(steps(tmp_path / "run")) > 0, process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    assert finish(process) == 130
+    deadline = time.monotonic() + 10
+    while _group(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _group(process.pid) == []
+
+
+def _group(leader: int) -> list[int]:
+    """The living processes of a group."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[2]) == leader and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def test_handlers_are_put_back(tmp_path: Path) -> None:
+    from runs import train
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    inside = []
+    train(
+        str(tmp_path / "run"), epochs=1, callbacks=lambda: [lambda run: inside.append(signal.getsignal(signal.SIGTERM))]
+    )
+    assert inside[0] not in before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_outside_the_main_thread_no_handler_is_touched(tmp_path: Path) -> None:
+    from runs import train
+
+    before = signal.getsignal(signal.SIGTERM)
+    inside: list[Any] = []
+    thread = threading.Thread(
+        target=train,
+        args=(str(tmp_path / "run"),),
+        kwargs={"epochs": 1, "callbacks": lambda: [lambda run: inside.append(signal.getsignal(signal.SIGTERM))]},
+    )
+    thread.start()
+    thread.join()
+    assert inside == [before]

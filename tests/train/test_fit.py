@@ -1,0 +1,293 @@
+"""``fit`` against hand-written loops and closed forms."""
+
+from __future__ import annotations
+
+import math
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoDiagonalNormal
+from tiny import images, make
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import pyro_vae as pv
+from pyro_vae.train import fit, linear_warmup
+
+
+class Recorder:
+    """Stands in for an SVI: notes what it is given; each datum's loss is its own value."""
+
+    def __init__(self, parameters: Any = None) -> None:
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.optim = SimpleNamespace(get_state=dict)
+
+    def model(self, x: Any, y: Any = None, *, size: Any = None, beta: Any = 1.0) -> None:
+        pass
+
+    def guide(self, x: Any, y: Any = None, *, size: Any = None, beta: Any = 1.0) -> None:
+        pass
+
+    def step(self, *args: Any, **keywords: Any) -> float:
+        self.calls.append((args, keywords))
+        return self.loss(*args, **keywords)
+
+    evaluate_loss = staticmethod(lambda x, y=None, size=None: Recorder.loss(x, size=size))
+
+    @staticmethod
+    def loss(x: Any, y: Any = None, *, size: Any = None, beta: Any = 1.0) -> float:
+        return float(x.sum()) * (size / len(x) if size else 1.0)
+
+
+def weights(vae: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in vae.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_equals_the_loop_people_write_by_hand() -> None:
+    batches = images().split(16)
+    by_hand = make()
+    torch.manual_seed(1)
+    losses = [sum(by_hand.svi.step(batch) for batch in batches) for _ in range(3)]
+    ours = make()
+    torch.manual_seed(1)
+    history = fit(ours.svi, batches, epochs=3, progress=False)
+    assert same(weights(ours.vae), weights(by_hand.vae))
+    assert history["train_elbo"] == pytest.approx([-loss / 50 for loss in losses], rel=1e-12)
+
+
+def test_a_ragged_last_batch_weighs_by_its_size() -> None:
+    x = torch.arange(7.0)[:, None]
+    history = fit(Recorder(), x.split(3), epochs=1, validation=x.split(5), progress=False)
+    assert history["train_elbo"] == [-3.0]  # the mean of 0..6; the mean of the batches' means would be 3.67
+    assert history["validation_elbo"] == [-3.0]
+
+
+def test_size_reaches_the_model_and_is_taken_out_of_the_figures() -> None:
+    svi = Recorder()
+    x = torch.arange(7.0)[:, None]
+    history = fit(svi, x.split(3), epochs=1, size=7, validation=x.split(5), progress=False)
+    assert all(keywords == {"size": 7} for _, keywords in svi.calls)
+    assert history["train_elbo"] == pytest.approx([-3.0])
+    assert history["validation_elbo"] == pytest.approx([-3.0])
+
+
+def test_size_gives_a_global_latent_variable_its_weight() -> None:
+    # mu ~ N(0, 1), x_i ~ N(mu, 1): the posterior of mu has mean N xbar / (N + 1), whatever the batch size.
+    x = 2.0 + torch.randn(40)
+
+    def model(x: torch.Tensor, *, size: int) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", size, subsample=x):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    def guide(x: torch.Tensor, *, size: int) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        scale = pyro.param("scale", torch.tensor(0.2), constraint=dist.constraints.positive)
+        pyro.sample("mu", dist.Normal(loc, scale))
+
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.04}), Trace_ELBO())
+    fit(svi, x.split(10), epochs=80, size=40, progress=False)
+    assert pyro.param("loc").item() == pytest.approx(40 * x.mean().item() / 41, abs=0.15)
+
+
+def test_schedules_arrive_as_tensors_with_the_time_after_the_step() -> None:
+    svi = Recorder()
+    batches = torch.ones(8, 1).split(4)
+    history = fit(svi, batches, epochs=2, schedules={"beta": linear_warmup(2)}, progress=False)
+    betas = [keywords["beta"] for _, keywords in svi.calls]
+    assert all(isinstance(beta, torch.Tensor) and beta.ndim == 0 for beta in betas)
+    assert [beta.item() for beta in betas] == [0.25, 0.5, 0.75, 1.0]
+    assert history["beta"] == [0.5, 1.0]
+
+
+def test_a_schedule_over_an_iterable_without_length_counts_whole_epochs_at_first() -> None:
+    class Stream:
+        def __iter__(self) -> Any:
+            return iter(torch.ones(8, 1).split(4))
+
+    svi = Recorder()
+    fit(svi, Stream(), epochs=2, schedules={"beta": linear_warmup(2)}, progress=False)
+    assert [keywords["beta"].item() for _, keywords in svi.calls] == [0.5, 0.5, 0.75, 1.0]
+
+
+def test_validation_moves_no_weight_and_no_generator() -> None:
+    class Noisy:
+        def __iter__(self) -> Any:
+            random.random(), np.random.rand(), torch.rand(3)
+            return iter(images().split(20))
+
+    outcomes = []
+    for validation in (None, Noisy()):
+        torch.manual_seed(3), random.seed(3), np.random.seed(3)
+        m = make(seed=3, batch_norm=True)
+        fit(m.svi, images().split(16), epochs=2, validation=validation, progress=False)
+        outcomes.append((weights(m.vae), torch.rand(1), random.random(), np.random.rand()))
+    assert same(outcomes[0][0], outcomes[1][0])  # batch normalisation's running means included
+    assert outcomes[0][1:] == outcomes[1][1:]
+
+
+def test_validation_is_in_eval_mode_and_gives_the_modes_back() -> None:
+    m = make(batch_norm=True)
+    dropout = nn.Dropout(0.5)
+    m.vae.posterior.network.append(nn.Identity())
+    m.vae.posterior.network.insert(0, dropout)
+    seen = []
+    dropout.register_forward_hook(lambda module, *_: seen.append(module.training))
+    m.vae.eval()
+    fit(m.svi, images().split(25), epochs=1, validation=images().split(50), progress=False)
+    assert seen == [False, True, True, False]  # the look at the first batch, two steps, one validation batch
+    assert m.vae.training
+    assert dropout.training
+
+
+def test_modules_that_plain_functions_close_over_are_in_eval_mode_too() -> None:
+    encoder = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 2))
+    decoder = nn.Linear(2, 6)
+
+    def model(x: torch.Tensor) -> None:
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
+
+    def guide(x: torch.Tensor) -> None:
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encoder(x), 1.0).to_event(1))
+
+    outcomes = []
+    for validation in (None, images().split(25)):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        for module in (*encoder, decoder):
+            module.reset_parameters()
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+        fit(svi, images().split(25), epochs=2, validation=validation, progress=False)
+        outcomes.append(weights(encoder))
+        assert encoder.training
+    assert same(*outcomes)
+
+
+def test_validation_has_the_same_noise_every_time() -> None:
+    m = make(optim=pyro.optim.Adam({"lr": 0.0}))
+    batches = pv.data.Batches(images(), batch_size=16, transform=lambda x, keys: (torch.rand(x.shape) < 0.5).float())
+    history = fit(m.svi, images().split(16), epochs=3, validation=batches, progress=False)
+    assert len(set(history["validation_elbo"])) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_loader_with_labels(workers: int) -> None:
+    svi = Recorder()
+    x, y = torch.arange(6.0)[:, None], torch.arange(6)
+    loader = DataLoader(TensorDataset(x, y), batch_size=4, shuffle=True, num_workers=workers)
+    fit(svi, loader, epochs=2, progress=False)
+    for (x_batch, y_batch), _ in svi.calls:
+        assert torch.equal(x_batch[:, 0].long(), y_batch)
+    epochs = [torch.cat([args[1] for args, _ in svi.calls[i : i + 2]]) for i in (0, 2)]
+    assert all(sorted(epoch.tolist()) == list(range(6)) for epoch in epochs)
+
+
+def test_iterable_dataset_and_transform() -> None:
+    class Stream(IterableDataset):  # type: ignore[type-arg]
+        def __iter__(self) -> Any:
+            return iter([{"x": torch.ones(6) * i} for i in range(4)])
+
+    svi = Recorder()
+    fit(svi, DataLoader(Stream(), batch_size=2), epochs=1, transform=lambda batch: batch["x"], progress=False)
+    assert [args[0][:, 0].tolist() for args, _ in svi.calls] == [[0.0, 1.0], [2.0, 3.0]]
+
+
+def test_autoguide_in_place_of_a_guide() -> None:
+    x = torch.randn(30) + 3.0
+
+    def model(x: torch.Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    guide = AutoDiagonalNormal(model)
+    fit(SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO()), [x], epochs=500, progress=False)
+    assert guide.median()["mu"].item() == pytest.approx(x.mean().item(), abs=0.4)
+
+
+def test_batches_go_on_where_an_earlier_fit_ended() -> None:
+    batches = pv.data.Batches(torch.arange(6.0)[:, None], batch_size=3, shuffle=True)
+    svi = Recorder()
+    for _ in range(2):
+        fit(svi, batches, epochs=1, progress=False)
+    seen = [args[0] for args, _ in svi.calls]
+    assert torch.equal(torch.cat(seen[2:]), torch.cat(list(batches.iterate(1))))
+    assert batches.epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"train": torch.ones(5, 6)}, TypeError, "train: expected an iterable of batches, got Tensor"),
+        ({"train": 5}, TypeError, "train: expected an iterable"),
+        ({"validation": torch.ones(5, 6)}, TypeError, "validation: expected an iterable"),
+        ({"epochs": 0}, ValueError, "epochs: expected an integer of at least 1"),
+        ({"train": []}, ValueError, "train: expected at least one batch"),
+        ({"validation": []}, ValueError, "validation: expected at least one batch"),
+        ({"train": iter([torch.ones(5, 6)]), "epochs": 2}, ValueError, "got none in epoch 2.*not a generator"),
+        (
+            {"train": [(torch.ones(5, 6),) * 2]},
+            TypeError,
+            "train: expected batches that are the positional.*transform=",
+        ),
+        ({"callbacks": [3]}, TypeError, "callbacks: expected"),
+        ({"on_nonfinite": "ignore"}, ValueError, 'on_nonfinite: expected "raise" or "restore"'),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    m = make()
+    with pytest.raises(error, match=message):
+        fit(m.svi, **{"train": images().split(16), "epochs": 1, "progress": False, **arguments})
+
+
+def test_the_bar_shows_elbos_epochs_and_the_time_that_remains(capsys: pytest.CaptureFixture[str]) -> None:
+    history = fit(make().svi, images().split(16), epochs=2, validation=[images()])
+    text = capsys.readouterr().err
+    last = text.rsplit("\r", 1)[-1]
+    assert "epoch 2/2" in last
+    assert "8/8" in last
+    assert f"ELBO train {history['train_elbo'][-1]:.2f}, validation {history['validation_elbo'][-1]:.2f} nats" in last
+    assert "<" in last  # elapsed<remaining
+
+
+def test_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    fit(make().svi, images().split(16), epochs=1, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_signature_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import inspect
+
+    counts = {"calls": 0}
+    signature = inspect.signature
+
+    def counting(*args: Any, **keywords: Any) -> Any:
+        counts["calls"] += 1
+        return signature(*args, **keywords)
+
+    monkeypatch.setattr(inspect, "signature", counting)
+    fit(Recorder(), torch.ones(100, 1).split(1), epochs=1, progress=False)
+    assert counts["calls"] <= 2
+
+
+def test_history_by_time() -> None:
+    history = fit(make().svi, images().split(16), epochs=2, progress=False)
+    assert history["epoch"] == [1, 2]
+    assert history["steps"] == [4, 8]
+    assert all(seconds > 0 and math.isfinite(seconds) for seconds in history["seconds"])

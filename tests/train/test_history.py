@@ -1,0 +1,74 @@
+"""``History`` and the schedules."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+from pyro_vae.train import History, cyclical, linear_warmup, one_cycle
+
+ROWS = [
+    {"epoch": 1, "train_elbo": -120.0},
+    {"epoch": 2, "train_elbo": -110.0, "validation_elbo": -111.0},
+    {"epoch": 3, "train_elbo": -105.0, "validation_elbo": -107.0},
+]
+
+
+def test_history_reads_by_name_and_by_epoch() -> None:
+    history = History(ROWS)
+    assert history["train_elbo"] == [-120.0, -110.0, -105.0]
+    assert math.isnan(history["validation_elbo"][0])
+    assert history[-1] == ROWS[-1]
+    assert list(history) == ROWS
+    assert len(history) == 3
+    with pytest.raises(KeyError, match="expected one of"):
+        history["loss"]
+
+
+def test_history_hands_out_copies() -> None:
+    history = History(ROWS)
+    history[0]["epoch"] = 99
+    next(iter(history))["epoch"] = 99
+    assert history["epoch"] == [1, 2, 3]
+
+
+def test_history_to_csv(tmp_path: Path) -> None:
+    History(ROWS).to_csv(tmp_path / "history.csv")
+    with open(tmp_path / "history.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["train_elbo"]) for row in rows] == [-120.0, -110.0, -105.0]
+    assert rows[0]["validation_elbo"] == ""
+    assert float(rows[2]["validation_elbo"]) == -107.0
+
+
+def test_history_plots_its_figures() -> None:
+    axes = History(ROWS).plot()
+    assert isinstance(axes, matplotlib.axes.Axes)
+    curves = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert curves["train"] == [-120.0, -110.0, -105.0]
+    assert curves["validation"][1:] == [-111.0, -107.0]
+    with pytest.raises(ValueError, match="at least one epoch"):
+        History().plot()
+
+
+def test_schedules() -> None:
+    assert [linear_warmup(4)(t) for t in (1, 2, 4, 9)] == [0.25, 0.5, 1.0, 1.0]
+    assert linear_warmup(0)(0.1) == 1.0
+    assert [cyclical(4)(t) for t in (1, 2, 4, 5, 8)] == [0.5, 1.0, 1.0, 0.5, 1.0]
+    factor = one_cycle(10, warmup=0.3, start=0.04, end=0.0)
+    assert [factor(t) for t in (0, 3, 10, 11)] == pytest.approx([0.04, 1.0, 0.0, 0.0])
+    assert factor(1.5) == pytest.approx(0.52)
+    assert factor(6.5) == pytest.approx(0.5)
+    for call in (
+        lambda: linear_warmup(-1),
+        lambda: cyclical(0),
+        lambda: cyclical(1, rise=0),
+        lambda: one_cycle(0),
+        lambda: one_cycle(1, warmup=1),
+    ):
+        with pytest.raises(ValueError, match="expected a number"):
+            call()

@@ -1,0 +1,37 @@
+"""What the tests of training share: a model so small that an epoch takes milliseconds."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import SVI, Trace_ELBO
+
+import pyro_vae as pv
+
+
+def make(
+    seed: int = 0, *, hidden: tuple[int, ...] = (8,), optim: Any = None, batch_norm: bool = False, svi: Any = SVI
+) -> Any:
+    """A VAE of 6 pixels, seeded, and the SVI that trains it."""
+    torch.manual_seed(seed)
+    network: Any = pv.MLP(6, 4, hidden_dims=hidden)
+    if batch_norm:
+        network = torch.nn.Sequential(torch.nn.BatchNorm1d(6), network)
+    vae = pv.VAE(
+        pv.StandardNormalPrior(2),
+        pv.BernoulliLikelihood(pv.MLP(2, 6, hidden_dims=hidden)),
+        pv.DiagonalNormalPosterior(network),
+    )
+    optim = pyro.optim.Adam({"lr": 1e-2}) if optim is None else optim
+    return SimpleNamespace(vae=vae, svi=svi(vae.model, vae.guide, optim, Trace_ELBO()))
+
+
+def images(n: int = 50, seed: int = 0) -> torch.Tensor:
+    """Binary data with something to learn in them."""
+    generator = torch.Generator().manual_seed(seed)
+    probs = torch.tensor([0.9, 0.9, 0.9, 0.1, 0.1, 0.1])
+    flip = torch.rand(n, 1, generator=generator) < 0.5
+    return (torch.rand(n, 6, generator=generator) < torch.where(flip, probs, 1 - probs)).float()
