@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 
-# What Pyro asks about tensors whatever the validation settings, and the answer in a graph. The first two look for NaN and
+# What Pyro asks about tensors whatever the validation settings, and the answer in a graph. The first two look for NaN
+# and
 # infinity in a loss (a captured step watches its loss by itself), the next two for a constant 0 or 1. The last asks
 # whether all of some probabilities are positive, to drop the others' terms: a term of probability 0 adds nothing, and
 # where its cost is infinite the loss becomes NaN and the step is not applied.
@@ -176,7 +177,9 @@ def _lift(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
             continue
         tensor = getattr(graph, node.target)
         if not isinstance(tensor, Tensor):
-            raise CaptureError(f"the graph holds a {type(tensor).__name__} ({node.target}), which no graph can stand for.")
+            raise CaptureError(
+                f"the graph holds a {type(tensor).__name__} ({node.target}), which no graph can stand for."
+            )
         copies = [user for user in node.users if user.target is aten.lift_fresh_copy.default]
         if len(copies) == len(node.users) and not tensor.dim():  # a number written in the program: torch.tensor(2.0)
             for copy in copies:
@@ -214,7 +217,8 @@ def _looks_like_a_read(error: Exception) -> bool:
 def _reading_message(what: str, trace: Any = None) -> str:
     frames = traceback.extract_tb(trace) if trace is not None else traceback.extract_stack()[:-2]
     return (
-        f"{what} is read into Python at {_user_line(frames)}; a graph would freeze what depends on it. Express it in tensor "
+        f"{what} is read into Python at {_user_line(frames)}; a graph would freeze what depends on it. Express it in "
+        "tensor "
         "operations (torch.where instead of if); or use pyro.infer.SVI, or CompiledSVI(..., compile=False)."
     )
 

@@ -15,7 +15,10 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_vae.infer.capture import CaptureError, capture, undone
+from pyro_vae.infer.captured import Captured
+from pyro_vae.infer.checking import compare
 from pyro_vae.infer.folded import FoldedAdam, all_finite, cheapen_checks
+from pyro_vae.infer.losses import Loss, as_tensors, marked, numbers, parts
 from pyro_vae.infer.lower import compiled
 from pyro_vae.infer.optim import FusedOptim
 from pyro_vae.infer.products import Bfloat16Products, choose_products
@@ -23,8 +26,6 @@ from pyro_vae.infer.signature import flatten, with_tensors
 from pyro_vae.infer.snapshot import Snapshot, calls_of
 
 logger = logging.getLogger(__name__)
-
-Loss = Any  # a number or 0-dim tensor, or a tuple of them
 
 
 class CompiledSVI(SVI):
@@ -34,7 +35,8 @@ class CompiledSVI(SVI):
     guide and objective once more under a tracer, which keeps loss, gradients and (for :func:`pyro_vae.Adam`) the
     parameters' update as one graph of tensor operations. That graph is compiled and is all that runs from then on.
 
-    - Tensors among the arguments are inputs of the graph: a :math:`\beta` that warms up is a 0-dim tensor. Python values
+    - Tensors among the arguments are inputs of the graph: a :math:`\beta` that warms up is a 0-dim tensor. Python
+      values
       are part of the key, and so are shapes, dtypes and training flags: each combination is captured by itself, at its
       second call, ``max_captures`` of them at most; whatever else comes is run by Pyro.
     - A parameter that is replaced, moved, frozen or unfrozen, a module's attribute that changes, a closed-over variable
@@ -50,7 +52,8 @@ class CompiledSVI(SVI):
         loss: a ``pyro.infer.ELBO``, or a function as ``pyro.infer.SVI`` takes it.
         loss_and_grads: a function as ``pyro.infer.SVI`` takes it, if ``loss`` is one.
         compile: True; ``"graph"`` to run the captured graph without compiling it; False to leave every step to Pyro.
-        precision: ``"bf16"`` lets matrix products and convolutions take bfloat16 inputs; parameters, optimiser state and
+        precision: ``"bf16"`` lets matrix products and convolutions take bfloat16 inputs; parameters, optimiser state
+            and
             log-densities stay float32.
         check_steps: the first so many captured steps are compared with Pyro's on the same random numbers.
         max_captures: how many graphs are kept.
@@ -101,7 +104,7 @@ class CompiledSVI(SVI):
         self.precision = precision
         self.check_steps = check_steps
         self.max_captures = max_captures
-        self._captures: dict[Hashable, list[_Captured]] = {}
+        self._captures: dict[Hashable, list[Captured]] = {}
         self._pending: dict[Hashable, Snapshot] = {}
         self._params: dict[str, Tensor] = {}  # those of the last call that Pyro ran
         self._checked = self._captured_calls = self._new_keys = self._changes = 0
@@ -116,7 +119,7 @@ class CompiledSVI(SVI):
             The loss, minus the bound in nats summed over the batch, as a float (a tuple of them for an objective that
             returns one, as in Pyro).
         """
-        loss = _numbers(self.update(*args, **kwargs))
+        loss = numbers(self.update(*args, **kwargs))
         if not all(map(math.isfinite, loss if isinstance(loss, tuple) else (loss,))):
             warnings.warn(
                 f"the loss or a gradient is not finite (loss {loss}); the step was not applied. "
@@ -148,7 +151,7 @@ class CompiledSVI(SVI):
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss as a float, with no gradient taken and no parameter moved."""
-        return _numbers(self._run("loss", args, kwargs))
+        return numbers(self._run("loss", args, kwargs))
 
     @property
     def captures(self) -> int:
@@ -191,7 +194,8 @@ class CompiledSVI(SVI):
         if not self._said_full:
             self._said_full = True
             warnings.warn(
-                f"max_captures={self.max_captures} graphs are kept already; calls with further shapes or Python values are "
+                f"max_captures={self.max_captures} graphs are kept already; calls with further shapes or Python "
+                "values are "
                 "run by Pyro. Pass values that change as tensors, or raise max_captures.",
                 stacklevel=5,
             )
@@ -230,7 +234,7 @@ class CompiledSVI(SVI):
         with calls_of() as modules:
             loss, params = self._pyro(kind, args, kwargs)
         self._params = params
-        result = _as_tensors(loss, params)
+        result = as_tensors(loss, params)
         if kind == "step" and not self._said_untrained and all(p.grad is None for p in params.values()):
             self._said_untrained = True
             warnings.warn(
@@ -260,7 +264,7 @@ class CompiledSVI(SVI):
 
     def _capture(
         self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor], before: Snapshot
-    ) -> "_Captured":
+    ) -> "Captured":
         """Captures and compiles one graph; ``before`` is the snapshot taken after the eager run."""
         started = time.perf_counter()
         seen: dict[str, Any] = {}  # what the tracing run met
@@ -270,15 +274,17 @@ class CompiledSVI(SVI):
             loss, params = self._pyro(kind, new_args, new_kwargs)
             trained = [p for p in params.values() if p.grad is not None]
             grads = [p.grad for p in trained if p.grad is not None]
-            seen.update(params=params, trained=trained, tuple=type(loss) if isinstance(loss, tuple) else None, update=None)
-            losses = _parts(_as_tensors(loss, params))
+            seen.update(
+                params=params, trained=trained, tuple=type(loss) if isinstance(loss, tuple) else None, update=None
+            )
+            losses = parts(as_tensors(loss, params))
             if kind == "loss":
                 return losses
             if kind == "backward":
                 return losses + grads
             with torch.no_grad():
                 ok = all_finite(losses, grads)
-                losses = [_marked(part, ok) for part in losses]
+                losses = [marked(part, ok) for part in losses]
                 if not self._folds(trained):
                     return losses + grads
                 seen["update"] = FoldedAdam(self.optim, trained)
@@ -289,13 +295,13 @@ class CompiledSVI(SVI):
         for name, p in seen["params"].items():
             if p is not before.params.get(name, p):
                 raise RuntimeError(
-                    f"parameter {name!r} of Pyro's store belongs to another module of the same name, so that Pyro would train "
-                    "that one. Give the modules different names in pyro.module."
+                    f"parameter {name!r} of Pyro's store belongs to another module of the same name, so that Pyro "
+                    "would train that one. Give the modules different names in pyro.module."
                 )
         if seen["params"].keys() != before.params.keys():
             raise CaptureError(
-                f"the parameters differ from run to run: {sorted(seen['params'].keys() ^ before.params.keys())}; a graph "
-                "has one structure. Use pyro.infer.SVI, or CompiledSVI(..., compile=False)."
+                f"the parameters differ from run to run: {sorted(seen['params'].keys() ^ before.params.keys())}; a "
+                "graph has one structure. Use pyro.infer.SVI, or CompiledSVI(..., compile=False)."
             )
         change = before.change()
         if change is not None:
@@ -311,7 +317,7 @@ class CompiledSVI(SVI):
         before.watch_tensors({f"a closed-over tensor ({i})": t for i, t in enumerate(held) if id(t) not in own})
         if seen["update"] is not None:
             before.watch_values(seen["update"].watched(), "the optimiser's state or options")
-            before.watch_values([(vars(self.optim), "optimizer")], "the optimiser")
+            before.watch_values([(self.optim.__dict__, "optimizer")], "the optimiser")
         logger.info(
             "captured %s for inputs %s: %d operations, traced in %.2f s, compiled in %.2f s",
             kind,
@@ -320,10 +326,10 @@ class CompiledSVI(SVI):
             traced - started,
             time.perf_counter() - traced,
         )
-        return _Captured(kind, run, held, before, self.optim, seen)
+        return Captured(kind, run, held, before, self.optim, seen)
 
     def _folds(self, trained: list[Tensor]) -> bool:
-        """Whether the update becomes part of the graph; uncompiled, torch's fused kernel is faster than a graph of it."""
+        """Whether the update joins the graph; uncompiled, torch's fused kernel is faster."""
         if self.compile is not True or len({p.device for p in trained}) != 1 or not isinstance(self.optim, FusedOptim):
             return False
         self.optim.register(trained)
@@ -340,111 +346,18 @@ class CompiledSVI(SVI):
         loss, values = self._run("backward", args, kwargs)
         if self._captured_calls > before:
             self._checked += 1
-            _compare(_numbers(loss), _numbers(expected), expected_grads, params, self.precision)
+            compare(numbers(loss), numbers(expected), expected_grads, params, self.precision)
         loss = self._apply(loss, values)
         return loss
 
     def _apply(self, loss: Any, params: list[Tensor]) -> Any:
         """The second half of a step, on the host: updates unless loss or gradients are not finite."""
-        losses = _parts(loss)
+        losses = parts(loss)
         ok = all_finite(losses, [p.grad for p in params if p.grad is not None])
         if ok:
             self.optim(set(params))
         else:
-            losses = [_marked(part, ok) for part in losses]
+            losses = [marked(part, ok) for part in losses]
         for p in params:
             p.grad = None
         return type(loss)(losses) if isinstance(loss, tuple) else losses[0]
-
-
-class _Captured:
-    """One captured graph, ready to run on new inputs."""
-
-    def __init__(
-        self, kind: str, run: Callable[..., Any], held: list[Tensor], snapshot: Snapshot, optim: PyroOptim, seen: dict[str, Any]
-    ) -> None:
-        self.kind = kind
-        self.snapshot = snapshot
-        self._run = run
-        self._held = [t.detach() for t in held]
-        self._optim = optim
-        self._update: FoldedAdam | None = seen["update"]
-        self._trained: list[Tensor] = seen["trained"]
-        self._params: list[Tensor] = list(seen["params"].values())
-        self._tuple = seen["tuple"]
-
-    def __call__(self, tensors: list[Tensor]) -> Any:
-        if self._update is not None:
-            self._update.refresh()
-        with torch.no_grad():
-            out = self._run(*self._held, *tensors)
-        count = len(out) - (0 if self.kind == "loss" or self._update is not None else len(self._trained))
-        losses = list(out[:count])
-        loss = self._tuple(losses) if self._tuple is not None else losses[0]
-        if self.kind == "loss":
-            return loss
-        if self._update is not None:
-            self._optim.step_scheduler()
-            return loss
-        for p, grad in zip(self._trained, out[count:], strict=True):
-            p.grad = grad
-        if self.kind == "backward":
-            return loss, self._params
-        if all(bool(torch.isfinite(part)) for part in losses):
-            self._optim(set(self._params))
-        for p in self._trained:
-            p.grad = None
-        return loss
-
-
-def _parts(loss: Any) -> list[Tensor]:
-    return list(loss) if isinstance(loss, tuple) else [loss]
-
-
-def _as_tensors(loss: Loss, params: dict[str, Tensor]) -> Any:
-    """A loss that Pyro gives as a number (or several) as 0-dim tensors on the parameters' device."""
-    if isinstance(loss, tuple):
-        return type(loss)(_as_tensors(part, params) for part in loss)
-    if isinstance(loss, Tensor):
-        return loss.detach()
-    device = next(iter(params.values())).device if params else torch.device("cpu")
-    return torch.tensor(loss, device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
-
-
-def _numbers(loss: Any) -> Any:
-    if isinstance(loss, tuple):
-        return type(loss)(_numbers(part) for part in loss)
-    return loss.item() if isinstance(loss, Tensor) else loss
-
-
-def _marked(loss: Tensor, ok: Tensor) -> Tensor:
-    """The loss, but NaN where it is finite and a gradient is not."""
-    return torch.where(ok | ~torch.isfinite(loss), loss, math.nan)
-
-
-def _compare(
-    loss: Any, expected: Any, grads: dict[str, Tensor | None], params: dict[str, Tensor], precision: str
-) -> None:
-    """Raises unless captured loss and gradients are Pyro's, up to rounding."""
-    for got, want in zip(*(x if isinstance(x, tuple) else (x,) for x in (loss, expected)), strict=True):
-        tolerance = 2e-2 if precision == "bf16" else 1e-4
-        if not (got == want or abs(got - want) <= tolerance * (1 + abs(want)) or (got != got and want != want)):
-            raise RuntimeError(_differs("the loss", got, want))
-    for name, want in grads.items():
-        got = params[name].grad
-        if (got is None) != (want is None):
-            raise RuntimeError(_differs(f"the gradient of {name!r}", got, want))
-        if got is None or want is None:
-            continue
-        tolerance = 5e-2 if precision == "bf16" else 1e-3
-        error, size = float((got - want).norm()), float(want.norm())
-        if not error <= tolerance * size + 1e-6 and math.isfinite(size):
-            raise RuntimeError(_differs(f"the gradient of {name!r}", f"one {error / size:.2g} away", f"norm {size:.4g}"))
-
-
-def _differs(what: str, got: Any, want: Any) -> str:
-    return (
-        f"check_steps: {what} of the captured step is {got}, Pyro's on the same random numbers is {want}. Model or guide "
-        "depends on something that the graph has frozen: Python-side state, a list or dictionary, a numpy array. Pass it "
-        "as a tensor argument; or use pyro.infer.SVI, or CompiledSVI(..., compile=False)."
-    )

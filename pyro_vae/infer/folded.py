@@ -15,8 +15,8 @@ class FoldedAdam:
     """The next update of a :class:`FusedOptim` that holds ``torch.optim.Adam`` or ``AdamW``, written out.
 
     It works on the very tensors that the torch optimiser keeps, so that folded and ordinary steps may alternate and a
-    saved state knows no difference. Learning rate and betas are read from a tensor, which :meth:`refresh` keeps at what a
-    scheduler (some cycle the betas too) or the user has set; the other options are constants of the graph.
+    saved state knows no difference. Learning rate and betas are read from a tensor, which :meth:`refresh` keeps at
+    what a scheduler (some cycle the betas too) or the user has set; the other options are constants of the graph.
 
     Args:
         optim: where the state lives.
@@ -57,7 +57,9 @@ class FoldedAdam:
     @staticmethod
     def fits(optim: Any) -> bool:
         """Whether this optimiser is an Adam that can be written out here."""
-        if not isinstance(optim, FusedOptim) or type(optim.optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+        if not isinstance(optim, FusedOptim) or optim.optimizer is None:
+            return False
+        if type(optim.optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
             return False
         return all(
             not (group["amsgrad"] or group["maximize"] or group["differentiable"] or isinstance(group["lr"], Tensor))

@@ -13,14 +13,16 @@ from torch import Tensor
 from pyro_vae.infer.weights import weigh
 
 
-class TraceIWAE_ELBO(ELBO):  # noqa: N801 (named as Pyro names its objectives)
+class TraceIWAE_ELBO(ELBO):
     r"""The importance-weighted bound, per datum and unscaled inside the logarithm.
 
     .. math:: \mathcal{L}_K = \frac{N}{B} \sum_{b=1}^{B} \log \frac{1}{K} \sum_{k=1}^{K}
         \frac{p(x_b, z_{kb})}{q(z_{kb} \mid x_b)}, \qquad z_{kb} \sim q(z \mid x_b)
 
-    with B of the N data in the batch and K particles, drawn all at once in a plate at ``dim=-2``. In expectation a lower
-    bound on :math:`\log p(x)`; ``K=1`` is ``Trace_ELBO`` and larger K are tighter. Every site must sit in the data plate
+    with B of the N data in the batch and K particles, drawn all at once in a plate at ``dim=-2``. In expectation a
+    lower
+    bound on :math:`\log p(x)`; ``K=1`` is ``Trace_ELBO`` and larger K are tighter. Every site must sit in the data
+    plate
     at ``dim=-1`` and every latent variable must be reparameterised. What ``poutine.scale`` multiplies (a :math:`\beta`
     that warms up) tempers its term of the weight; the objective is the bound where that scale is 1.
 
@@ -57,7 +59,9 @@ class TraceIWAE_ELBO(ELBO):  # noqa: N801 (named as Pyro names its objectives)
             raise ValueError(f"num_particles: expected an integer >= 1, got {num_particles}.")
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
 
-    def differentiable_loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
         """Minus the bound in nats, summed over the data (0-dim); its gradient is the estimator's."""
         log_weights, scale = weigh(model, guide, args, kwargs, self.num_particles, tempered=True, reparameterised=True)
         bound = torch.logsumexp(log_weights, dim=0) - math.log(self.num_particles)

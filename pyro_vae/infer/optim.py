@@ -22,13 +22,15 @@ _PLAIN = (bool, int, float, str, type(None), Tensor)
 class FusedOptim(PyroOptim):
     """A ``pyro.optim.PyroOptim`` that holds one torch optimiser for all parameters.
 
-    Pyro's own wrapper makes one torch optimiser per tensor and clips each tensor by itself; here one (fused, where torch
+    Pyro's own wrapper makes one torch optimiser per tensor and clips each tensor by itself; here one (fused, where
+    torch
     has it) optimiser updates all of them and gradients are clipped by their global norm. Works wherever a ``PyroOptim``
     does, Pyro's own ``SVI`` included. Parameters that appear later join in.
 
     Args:
         torch_optimizer_class: such as ``torch.optim.SGD``.
-        optim_args: its options, ``{"lr": 1e-3}``; or a function from a parameter's name (``"vae.encoder.weight"``) to them.
+        optim_args: its options, ``{"lr": 1e-3}``; or a function from a parameter's name (``"vae.encoder.weight"``) to
+            them.
         clip_norm: largest Euclidean norm of all gradients together; None leaves them as they are.
         scheduler: makes a learning-rate scheduler from the torch optimiser, for instance
             ``lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.999)``; it is stepped after every
@@ -63,7 +65,8 @@ class FusedOptim(PyroOptim):
     ) -> None:
         if not (isinstance(optim_args, dict) or callable(optim_args)):
             raise TypeError(
-                "optim_args: expected a dictionary of options such as {'lr': 1e-3}, or a function from a parameter's name "
+                "optim_args: expected a dictionary of options such as {'lr': 1e-3}, or a function from a parameter's "
+                "name "
                 f"to one, got {type(optim_args).__name__}."
             )
         if clip_norm is not None and not clip_norm > 0:
@@ -144,11 +147,13 @@ class FusedOptim(PyroOptim):
         """Takes up a state of :meth:`get_state`: at once for known parameters, for the others when they appear.
 
         Raises:
-            ValueError: if the state is not one of :meth:`get_state`, or its tensors have another shape than the parameter.
+            ValueError: if the state is not one of :meth:`get_state`, or its tensors have another shape than the
+                parameter.
         """
         if set(state_dict) != {"params", "options", "scheduler"}:
             raise ValueError(
-                f"state_dict: expected the keys 'params', 'options' and 'scheduler' of {type(self).__name__}.get_state(), "
+                "state_dict: expected the keys 'params', 'options' and 'scheduler' of "
+                f"{type(self).__name__}.get_state(), "
                 f"got {sorted(map(str, state_dict))[:5]}."
             )
         self._pending = {key: state_dict[key] for key in ("params", "options", "scheduler")}
@@ -197,7 +202,8 @@ class FusedOptim(PyroOptim):
             found = next((group for asked, group in self._groups if asked == options), None)
             if found is None and self.scheduler is not None:
                 raise ValueError(
-                    f"parameter {self._names[p]!r} appeared after the learning-rate scheduler was made, with options of "
+                    f"parameter {self._names[p]!r} appeared after the learning-rate scheduler was made, with options "
+                    "of "
                     f"its own: {options}. Give it the options of an earlier parameter, or drop the scheduler."
                 )
             if found is not None:
@@ -210,7 +216,9 @@ class FusedOptim(PyroOptim):
         self._group_of[p] = group
 
     def _new_scheduler(self) -> Any:
-        scheduler = self._make_scheduler(self.optimizer) if self._make_scheduler is not None else None
+        if self._make_scheduler is None or self.optimizer is None:
+            return None
+        scheduler = self._make_scheduler(self.optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             raise ValueError(
                 "scheduler: ReduceLROnPlateau needs a measured loss at every step. Step it yourself after each epoch, "
@@ -255,7 +263,7 @@ class FusedOptim(PyroOptim):
             self._pending["scheduler"] = None
 
 
-def Adam(  # noqa: N802 (a constructor, as pyro.optim.Adam is)
+def Adam(
     optim_args: OptimArgs,
     *,
     clip_norm: float | None = None,

@@ -54,7 +54,9 @@ def choose_products(graph: fx.GraphModule) -> fx.GraphModule:
         if node.target not in (aten.mm.default, aten.addmm.default) or node.kwargs:
             continue
         left, right = (argument.meta.get("val") for argument in node.args[-2:])
-        if not all(isinstance(t, Tensor) and t.dtype is torch.float32 and t.device.type == "cpu" for t in (left, right)):
+        if not all(
+            isinstance(t, Tensor) and t.dtype is torch.float32 and t.device.type == "cpu" for t in (left, right)
+        ):
             continue
         m, k, n = left.shape[0], left.shape[1], right.shape[1]
         if m * k * n < _WORTH_MEASURING or not _onednn_is_faster(
@@ -91,7 +93,9 @@ def _onednn_mm() -> Any:
         library = torch.library.Library("pyro_vae", "FRAGMENT")
         library.define("onednn_mm(Tensor a, Tensor b) -> Tensor")
         library.impl("onednn_mm", product, "CPU")
-        torch.library.register_fake("pyro_vae::onednn_mm", lambda a, b: a.new_empty(a.shape[0], b.shape[1]), lib=library)
+        torch.library.register_fake(
+            "pyro_vae::onednn_mm", lambda a, b: a.new_empty(a.shape[0], b.shape[1]), lib=library
+        )
     except (RuntimeError, TypeError, NotImplementedError, AttributeError):
         return None
     _libraries.append(library)  # an operator lives as long as its library object

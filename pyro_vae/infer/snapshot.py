@@ -19,9 +19,12 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.
 class Snapshot:
     """The plain values, tensors (by identity) and submodules that some functions can see, as they are now.
 
-    Watched are the attributes of every ``nn.Module`` reached from the functions (training flags, parameters, buffers and
-    submodules among them) or called while :func:`calls_of` listened, their closures, defaults and the globals they name,
-    and where each parameter lives, whether it asks for a gradient, and its place in Pyro's store. The *contents* of lists,
+    Watched are the attributes of every ``nn.Module`` reached from the functions (training flags, parameters, buffers
+    and
+    submodules among them) or called while :func:`calls_of` listened, their closures, defaults and the globals they
+    name,
+    and where each parameter lives, whether it asks for a gradient, and its place in Pyro's store. The *contents* of
+    lists,
     dictionaries and numpy arrays are not watched, nor what a helper object keeps under a name the functions do not use.
 
     Args:
@@ -176,7 +179,7 @@ class Snapshot:
                     self._values.append((attributes, name, attributes[name], type(value).__name__))
 
 
-class calls_of:  # noqa: N801 (a context manager, named as it reads)
+class calls_of:
     """Collects the modules that are called inside the ``with`` block."""
 
     def __enter__(self) -> list[nn.Module]:

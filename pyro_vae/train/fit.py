@@ -48,6 +48,9 @@ def fit(
     epoch's figure weighs a smaller last batch by its size. Before the first step, model and guide run once on the first
     batch, so that every parameter exists; this moves no random generator.
 
+    In a process group of ``torch.distributed`` with several processes, all of them call ``fit``, each with its own share
+    of the data (``Batches.shard``), and train one model together; see ``pyro_vae.infer.distributed``.
+
     Args:
         svi: a ``pyro.infer.SVI``, or anything with its ``model``, ``guide``, ``optim``, ``step`` and ``evaluate_loss``.
         train: batches, to be iterated once an epoch: ``pyro_vae.data.Batches``, a ``DataLoader``, a list, ...
@@ -115,17 +118,20 @@ def fit(
     found = None if resume is None else distributed.from_first(lambda: last_checkpoint(resume))
     if found is not None:
         run.resumed_from = found[0]
-    run.open(None if found is None else found[1])
-    distributed.same_start(run.parameters, run.modules)
-    if resume is not None and distributed.rank() == 0:
-        what = (
-            f"going on from {found[0]} at {run.where}" if found else f"no checkpoint in {resume} yet, starting afresh"
-        )
-        tqdm.write(f"pyro_vae: {what}", file=sys.stderr)
-    hooks.start(run)
     can_stop_politely = any(isinstance(callback, Checkpoint) for callback in callbacks)
     with ExitStack() as stack:
+        # First of all: the workers of a data loader, which the first batch starts, inherit it.
         stop = stack.enter_context(PoliteStop(enabled=can_stop_politely))
+        run.open(None if found is None else found[1])
+        distributed.same_start(run.parameters, run.modules)
+        if resume is not None and distributed.rank() == 0:
+            what = (
+                f"going on from {found[0]} at {run.where}"
+                if found
+                else f"no checkpoint in {resume} yet, starting afresh"
+            )
+            tqdm.write(f"pyro_vae: {what}", file=sys.stderr)
+        hooks.start(run)
         stack.enter_context(before_update(svi, lambda loss: refuse(run, loss)))
         if distributed.world_size() > 1:
             run.joint = distributed.JointStep(svi, run.parameters, stop=lambda: stop.signal is not None)

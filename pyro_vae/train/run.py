@@ -1,4 +1,4 @@
-"""One run of ``fit``: where it stands, and how it takes a step, an epoch and a look at the validation data."""
+"""One run of ``fit``: where it stands, and how it takes a step and an epoch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..infer.distributed import JointStep, Totals, gather, own_noise, rank, require_same, same_start, world_size
+from ..infer.distributed import JointStep, Totals, gather, own_noise, require_same, same_start, world_size
 from . import generators, optimiser
 from .batches import arguments, batch_size, batches_from, naming_the_batch, number_of, require_arguments
 from .callbacks import Callbacks
@@ -22,9 +21,10 @@ from .captures import Calls
 from .guard import NotFinite
 from .history import History
 from .nonfinite import understood
-from .parts import evaluating, parts_of, weights_of
+from .parts import parts_of, weights_of
 from .schedules import Schedule
 from .state import begin_from, put_back, undone
+from .validation import validation_elbo
 
 __all__ = ["Run"]
 
@@ -252,7 +252,7 @@ class Run:
         same_start({}, self.modules)  # buffers, such as running averages: the first process's
         row: dict[str, float] = {"epoch": self.epoch + 1, "train_elbo": self.train_elbo}
         if self.validation is not None:
-            row["validation_elbo"] = self.validation_elbo()
+            row["validation_elbo"] = validation_elbo(self)
         self.history.append({**row, **self.values, "seconds": self.sums()["seconds"], "steps": self.step})
         self.epoch += 1
         self.batch = 0
@@ -290,43 +290,12 @@ class Run:
             keywords["size"] = self.size
         return keywords
 
-    def validation_elbo(self) -> float:
-        """ELBO of the validation data, nats per datum: eval mode, no schedules, the same noise at every epoch."""
-        loss_sum, count = 0.0, 0
-        keywords = {} if self.size is None else {"size": self.size}
-        at = SimpleNamespace(position="batch 1")
-        with evaluating(self.modules), generators.same_noise(rank()), naming_the_batch("validation", at):
-            batches = self.validation.iterate(0) if hasattr(self.validation, "iterate") else self.validation
-            for number, batch in enumerate(batches, 1):
-                at.position = f"batch {number}"
-                args = arguments(batch, self.transform)
-                rows = batch_size(args)
-                if not rows:
-                    continue
-                if self.calls is not None:
-                    self.calls.before("loss", args, keywords, partial(self._repeat_losses, args, keywords))
-                loss = self.svi.evaluate_loss(*args, **keywords)
-                weight = rows / self.size if self.size else 1.0
-                loss_sum += float(loss[0] if isinstance(loss, tuple) else loss) * weight
-                count += rows
-        loss_sum, count = map(sum, zip(*gather((loss_sum, count)), strict=True))
-        if count == 0:
-            raise ValueError(
-                "validation: expected at least one batch, got none. Give an iterable that can be iterated again."
-            )
-        return -loss_sum / count
-
     def _repeat_steps(self, args: tuple[Any, ...], keywords: dict[str, Any], times: int) -> None:
         # A joint step's own part only: the other processes may have none to repeat.
         take_step = self._take_step if self.joint is None else self.svi.backward
         with undone(self):
             for _ in range(times):
                 take_step(*args, **keywords)
-
-    def _repeat_losses(self, args: tuple[Any, ...], keywords: dict[str, Any], times: int) -> None:
-        with generators.preserved():
-            for _ in range(times):
-                self.svi.evaluate_loss(*args, **keywords)
 
     def _no_batch(self) -> ValueError:
         return ValueError(

@@ -47,11 +47,29 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Every scenario's result in each of two processes."""
-    directory, port = tmp_path_factory.mktemp("two"), free_port()
-    both = [start(HERE / "scenarios.py", directory, rank=rank, port=port) for rank in (0, 1)]
+ONE_WITH_THE_WHOLE_BATCH = [
+    "with_pyro",
+    "with_one_optimiser",
+    "with_size",
+    "with_compiled_graph",
+    "with_early_stopping",
+    "sometimes_used",
+]
+OTHERS = [
+    "uneven",
+    "noise_and_order",
+    "spreading",
+    "not_finite_raised",
+    "not_finite_restored",
+    "different_models",
+    "changed_in_one",
+]
+
+
+def in_two(directory: Path, *names: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The scenarios' results in each of two processes."""
+    port = free_port()
+    both = [start(HERE / "scenarios.py", directory, *names, rank=rank, port=port) for rank in (0, 1)]
     try:
         said = [process.communicate(timeout=120)[0] for process in both]
     finally:
@@ -62,17 +80,12 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[
     return first, second
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "with_pyro",
-        "with_one_optimiser",
-        "with_size",
-        "with_compiled_graph",
-        "with_early_stopping",
-        "sometimes_used",
-    ],
-)
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    return in_two(tmp_path_factory.mktemp("two"), *ONE_WITH_THE_WHOLE_BATCH, *OTHERS)
+
+
+@pytest.mark.parametrize("name", ONE_WITH_THE_WHOLE_BATCH)
 def test_two_processes_are_one_with_the_whole_batch(two, name):
     alone = scenarios.run(getattr(scenarios, name))
     for result in two:
@@ -147,6 +160,17 @@ def test_models_that_differ_are_refused(two):
 def test_a_change_in_one_process_is_found(two):
     for result in two:
         assert "callback that does so needs essential = True" in result["changed_in_one"]
+
+
+@pytest.mark.slow
+def test_with_noise_of_their_own_two_reach_the_known_optimum(tmp_path):
+    x = scenarios.four_columns().double()
+    eigenvalues = torch.linalg.eigvalsh((x - x.mean(0)).T @ (x - x.mean(0)) / len(x)).flip(0)
+    variance = eigenvalues[1:].mean()
+    log_determinant = eigenvalues[0].log() + 3 * variance.log()
+    optimum = float(-0.5 * (4 * math.log(2 * math.pi) + log_determinant + 4))  # probabilistic PCA
+    for result in (*in_two(tmp_path, "linear_gaussian"), {"linear_gaussian": scenarios.run(scenarios.linear_gaussian)}):
+        assert optimum - 0.02 < result["linear_gaussian"] < optimum + 0.005
 
 
 # -- in one process ----------------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
-"""Processes that die, and the others; real signals."""
+"""What ``torchrun`` starts, and what becomes of it when processes die or are told to stop; real signals."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,11 +24,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @contextmanager
-def torchrun(directory: Path, *arguments: Any, max_restarts: int = 0) -> Iterator[subprocess.Popen[str]]:
+def torchrun(program: Path, *arguments: Any, max_restarts: int = 0) -> Iterator[subprocess.Popen[str]]:
     """Two processes as people start them; whatever is left of them is killed at the end."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = subprocess.Popen(
-        [*command, f"--max-restarts={max_restarts}", TRAINING, directory, *map(str, arguments)],
+        [*command, f"--max-restarts={max_restarts}", program, *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -43,7 +45,7 @@ def torchrun(directory: Path, *arguments: Any, max_restarts: int = 0) -> Iterato
 
 def finished(directory: Path, *arguments: Any, max_restarts: int = 0) -> tuple[str, list[Any]]:
     """What a run says, and its results in both processes."""
-    with torchrun(directory, *arguments, max_restarts=max_restarts) as process:
+    with torchrun(TRAINING, directory, *arguments, max_restarts=max_restarts) as process:
         said = process.communicate(timeout=150)[0]
     assert process.returncode == 0, said
     return said, [torch.load(directory / f"result-{rank}.pt", weights_only=True) for rank in (0, 1)]
@@ -86,7 +88,8 @@ def test_the_others_end_when_one_dies(tmp_path):
 
 
 def test_a_polite_stop_of_all(tmp_path, undisturbed):
-    with torchrun(tmp_path, "--slow", 0.05) as process:
+    directory = tmp_path / "two"
+    with torchrun(TRAINING, directory, "--slow", 0.05) as process:
         lines = []
         assert process.stdout is not None
         for line in process.stdout:
@@ -98,6 +101,27 @@ def test_a_polite_stop_of_all(tmp_path, undisturbed):
     last = [steps_of(rank, said)[-1] for rank in (0, 1)]
     assert last[0] == last[1] < 28, said
     assert f"stopped at step {last[0] + 1}" in said
-    said, results = finished(tmp_path)
+    shutil.copytree(directory, tmp_path / "one")
+    said, results = finished(directory)
     assert f"at step {last[0] + 1} " in said
     assert_close(results, undisturbed, rtol=0, atol=0)
+
+    # One process goes on where two have stopped: the same steps, other noise.
+    alone = subprocess.run([sys.executable, TRAINING, tmp_path / "one"], capture_output=True, text=True, timeout=100)
+    assert alone.returncode == 0, alone.stderr
+    assert f"at step {last[0] + 1} " in alone.stderr
+    history = torch.load(tmp_path / "one" / "result-0.pt", weights_only=True)["history"]
+    assert [row["steps"] for row in history] == [row["steps"] for row in undisturbed[0]["history"]]
+
+
+def test_the_example_in_two_processes(tmp_path):
+    example = Path(__file__).parents[2] / "examples" / "mnist_svi.py"
+    flags = ["--smoke", "--dataset", "digits", "--no-compile", "--resume", "--output-dir", tmp_path]
+    with torchrun(example, *flags) as process:
+        said = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, said
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["processes"] == 2
+    assert metrics["test_log_likelihood"] > metrics["test_elbo"] > -35  # nats, 64 pixels
+    assert said.count("test log p(x)") == 1
+    assert said.count("starting afresh") == 1

@@ -21,7 +21,7 @@ class Program(NamedTuple):
     make: Callable[[], tuple[Any, Any]]
     loss: Callable[[], Any]
     args: tuple[Any, ...]
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, Any] = {}  # noqa: RUF012 (never written)
 
 
 class SmallVAE(nn.Module):
@@ -180,9 +180,7 @@ PROGRAMS: dict[str, Program] = {
     "score function": Program(score_function, Trace_ELBO, (reals(5),)),
     "score function, trace graph": Program(score_function, TraceGraph_ELBO, (reals(5),)),
     "enumerated": Program(enumerated, lambda: TraceEnum_ELBO(max_plate_nesting=1), (reals(5),)),
-    "enumerated in the guide": Program(
-        enumerated_in_guide, lambda: TraceEnum_ELBO(max_plate_nesting=1), (reals(5),)
-    ),
+    "enumerated in the guide": Program(enumerated_in_guide, lambda: TraceEnum_ELBO(max_plate_nesting=1), (reals(5),)),
     "nested arguments": Program(
         nested_arguments,
         Trace_ELBO,

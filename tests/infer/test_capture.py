@@ -27,7 +27,7 @@ def gradients(name: str, svi_class: Any, calls: int, **options: Any) -> tuple[An
             for p in dict(pyro.get_param_store().named_parameters()).values():
                 p.grad = None
         else:
-            loss, params = svi.backward(*program.args, **program.kwargs)
+            loss, _ = svi.backward(*program.args, **program.kwargs)
             found = {k: p.grad for k, p in pyro.get_param_store().named_parameters()}
     if svi_class is CompiledSVI:
         assert svi.captures == (0 if calls == 1 else 1)

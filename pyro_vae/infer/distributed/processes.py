@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -66,9 +68,35 @@ def processes(*, timeout: float = 300.0) -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    dist.init_process_group(timeout=timedelta(seconds=timeout))
+    store, number, count = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    store = _of_this_life(store, number, count, timeout)
+    dist.init_process_group(store=store, rank=number, world_size=count, timeout=timedelta(seconds=timeout))
     yield
     dist.destroy_process_group()  # not after an exception: it may wait for processes that are no more
+
+
+def _of_this_life(store: dist.Store, number: int, count: int, timeout: float) -> dist.Store:
+    """A part of the store in which no process wrote before it was started again.
+
+    ``torchrun --max-restarts`` keeps one store over all restarts, and there stand the addresses of processes that are
+    dead; its count of restarts is not the same on all machines (pytorch issue 135712). So the first process makes up a
+    new name, and gives it to whoever shows a name that is as new.
+    """
+    own = uuid.uuid4().hex
+    if number > 0:
+        store.set(f"process {number}", own)
+        name = store.get(f"for {own}").decode()  # waits for it
+        store.set(f"{number} took {name}", "")
+        return dist.PrefixStore(name, store)
+    give_up = time.monotonic() + timeout
+    for other in range(1, count):
+        while not store.check([f"{other} took {own}"]):
+            if store.check([f"process {other}"]):
+                store.set(f"for {store.get(f'process {other}').decode()}", own)
+            time.sleep(0.005)
+            if time.monotonic() > give_up:
+                raise RuntimeError(f"process {other} of {count} did not come within timeout={timeout:g} seconds.")
+    return dist.PrefixStore(own, store)
 
 
 def gather(value: T) -> list[T]:
