@@ -3,7 +3,7 @@
 from . import data, plots
 from ._version import __version__
 from .evaluate import Bounds, bounds, elbo, iwae, log_likelihood, log_weights
-from .infer import Adam, CaptureError, CompiledSVI, FusedOptim, TraceIWAE_ELBO
+from .infer import Adam, CaptureError, CompiledSVI, FusedOptim, TraceIWAE_ELBO, distributed
 from .likelihoods import BernoulliLikelihood, ContinuousBernoulliLikelihood, GaussianLikelihood
 from .models import VAE, module
 from .networks import MLP, AnyLeadingDims
@@ -23,6 +23,7 @@ from .train import (
     fit,
     linear_warmup,
     one_cycle,
+    read_checkpoint,
 )
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "bounds",
     "cyclical",
     "data",
+    "distributed",
     "elbo",
     "fit",
     "iwae",
@@ -62,4 +64,5 @@ __all__ = [
     "module",
     "one_cycle",
     "plots",
+    "read_checkpoint",
 ]

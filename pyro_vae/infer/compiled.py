@@ -150,7 +150,7 @@ class CompiledSVI(SVI):
         return self._run("backward", args, kwargs)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """The loss as a float, with no gradient taken and no parameter moved."""
+        """The loss as a float, with no gradient taken and no parameter moved; by the captured graph, uncompiled."""
         return numbers(self._run("loss", args, kwargs))
 
     @property
@@ -311,7 +311,7 @@ class CompiledSVI(SVI):
             )
         traced = time.perf_counter()
         run: Callable[..., Any] = graph
-        if self.compile is True:
+        if self.compile is True and kind != "loss":  # a look at validation data would seldom repay the compiler's time
             run = compiled(choose_products(cheapen_checks(graph)), held, tensors)
         own = {id(p) for p in before.params.values()}
         before.watch_tensors({f"a closed-over tensor ({i})": t for i, t in enumerate(held) if id(t) not in own})

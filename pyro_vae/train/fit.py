@@ -48,7 +48,7 @@ def fit(
     epoch's figure weighs a smaller last batch by its size. Before the first step, model and guide run once on the first
     batch, so that every parameter exists; this moves no random generator.
 
-    In a process group of ``torch.distributed`` with several processes, all of them call ``fit``, each with its own share
+    In a process group of ``torch.distributed`` with several processes, all of them call ``fit``, each with its share
     of the data (``Batches.shard``), and train one model together; see ``pyro_vae.infer.distributed``.
 
     Args:

@@ -64,7 +64,7 @@ def before_update(svi: Any, action: Callable[[Any], Any]) -> Iterator[None]:
 def all_finite(loss: Any, parameters: dict[str, Tensor]) -> bool:
     """Whether the loss (a number, a tensor, or several) and every gradient are finite."""
     losses = loss if isinstance(loss, tuple) else (loss,)
-    if not all(math.isfinite(float(part)) for part in losses):
+    if not all(math.isfinite(float(part.detach() if isinstance(part, Tensor) else part)) for part in losses):
         return False
     gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
     # A sum is finite only if every term is, costs a fraction of a look at each, and is read once a device.

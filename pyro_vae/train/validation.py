@@ -20,7 +20,6 @@ __all__ = ["validation_elbo"]
 def validation_elbo(run: Run) -> float:
     """ELBO of the validation data, nats per datum: eval mode, no schedules, the same noise at every epoch."""
     loss_sum, count = 0.0, 0
-    keywords = {} if run.size is None else {"size": run.size}
     at = SimpleNamespace(position="batch 1")
     with evaluating(run.modules), generators.same_noise(rank()), naming_the_batch("validation", at):
         batches = run.validation.iterate(0) if hasattr(run.validation, "iterate") else run.validation
@@ -30,10 +29,12 @@ def validation_elbo(run: Run) -> float:
             rows = batch_size(args)
             if not rows:
                 continue
+            size = None if run.size is None else max(run.size, rows)  # a validation batch may outnumber the set
+            keywords = {} if size is None else {"size": size}
             if run.calls is not None:
                 run.calls.before("loss", args, keywords, partial(_repeat, run.svi, args, keywords))
             loss = run.svi.evaluate_loss(*args, **keywords)
-            weight = rows / run.size if run.size else 1.0
+            weight = rows / size if size else 1.0
             loss_sum += float(loss[0] if isinstance(loss, tuple) else loss) * weight
             count += rows
     loss_sum, count = map(sum, zip(*gather((loss_sum, count)), strict=True))

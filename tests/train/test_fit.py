@@ -15,7 +15,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal
 from tiny import images, make
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import pyro_vae as pv
@@ -291,3 +291,34 @@ def test_history_by_time() -> None:
     assert history["epoch"] == [1, 2]
     assert history["steps"] == [4, 8]
     assert all(seconds > 0 and math.isfinite(seconds) for seconds in history["seconds"])
+
+
+def test_an_objective_that_is_a_function_trains_quietly() -> None:
+    """Its loss still hangs on the graph when the guard looks at it."""
+    x = torch.randn(30) + 3.0
+
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    def minus_log_likelihood(model: Any, guide: Any, *args: Any) -> Tensor:
+        return -pyro.poutine.trace(model).get_trace(*args).log_prob_sum()
+
+    svi = SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.1}), minus_log_likelihood)
+    fit(svi, [x], epochs=100, progress=False)
+    assert pyro.param("loc").item() == pytest.approx(x.mean().item(), abs=0.05)
+
+
+def test_a_validation_batch_may_outnumber_size() -> None:
+    x = torch.randn(20)
+
+    def model(x: Tensor, size: int) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", size, subsample=x):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    svi = SVI(model, lambda x, size: None, pyro.optim.Adam({"lr": 0.0}), Trace_ELBO())
+    history = fit(svi, list(x.split(5)), epochs=1, size=10, validation=[x], progress=False)
+    expected = dist.Normal(0.0, 1.0).log_prob(x).mean().item()
+    assert history["validation_elbo"][0] == pytest.approx(expected, rel=1e-5)
