@@ -89,6 +89,7 @@ class History:
         low, high = values[len(values) // 8], values[-1]
         ax.set_ylim(low - 0.25 * (high - low) - 1e-3, high + 0.08 * (high - low) + 1e-3)
         ax.set(xlabel="epoch", ylabel="ELBO (nats per datum)")
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
         ax.legend()
         return ax
