@@ -42,6 +42,7 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], int]:
     return importlib.import_module("step_time").main
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_named_and_a_wrong_sign_of_the_kl_is_noticed(main, tmp_path, capsys) -> None:
     missing, wrong = tmp_path / "missing.py", tmp_path / "wrong.py"
     missing.write_text("import a_package_that_nobody_has\n")

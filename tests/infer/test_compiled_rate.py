@@ -19,11 +19,13 @@ def losses(svi_class, make_vae, x):
     return [svi.step(x) for _ in range(60)]
 
 
+@pytest.mark.slow
 def test_a_scheduler_is_followed(make_vae, binary_data):
     expected = losses(SVI, make_vae, binary_data)
     assert losses(pv.CompiledSVI, make_vae, binary_data) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_rate_set_by_hand_is_followed(make_vae, binary_data):
     vae = make_vae()
     optim = pv.Adam({"lr": 0.05})
