@@ -35,7 +35,10 @@ def kill_over_and_over(tmp_path: Path, kills: int, data: str) -> dict[str, int]:
             finish(process)
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
-            assert finish(process) == -signal.SIGKILL
+        # Zero where it was through just before the signal came.
+        code = finish(process)
+        assert code in (0, -signal.SIGKILL)
+        if code:
             count["kills"] += 1
             count["within a write"] += any(directory.glob(".*.tmp"))
             count["before the first checkpoint"] += not steps(directory)
@@ -43,7 +46,6 @@ def kill_over_and_over(tmp_path: Path, kills: int, data: str) -> dict[str, int]:
                 read_checkpoint(path)  # every file under its own name is whole, always
             assert time.monotonic() - begun < 60
             continue
-        assert process.exitcode == 0
         assert result(directory) == result(tmp_path / "whole")
         count["runs finished"] += 1
     return count
