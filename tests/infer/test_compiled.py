@@ -78,10 +78,12 @@ def test_compiled_training_ends_where_pyros_ends(precision: Any) -> None:
 def test_every_program_trains_compiled_as_uncompiled(name: str) -> None:
     program = PROGRAMS[name]
     ends = []
+    # A bias before batch normalisation has gradient zero but for rounding, which Adam would blow up to whole steps.
+    options = {"lr": 1e-3, "eps": 1e-3}
     for compile in (False, True):
         pyro.clear_param_store()
         pyro.set_rng_seed(1)
-        svi = CompiledSVI(*program.make(), Adam({"lr": 1e-3}), program.loss(), compile=compile)
+        svi = CompiledSVI(*program.make(), Adam(options), program.loss(), compile=compile)
         losses = [svi.step(*program.args, **program.kwargs) for _ in range(5)]
         ends.append((losses, [v.detach().clone() for v in pyro.get_param_store().values()]))
     assert torch.allclose(torch.tensor(ends[0][0]), torch.tensor(ends[1][0]), rtol=1e-4, atol=1e-5)
