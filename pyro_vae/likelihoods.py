@@ -106,19 +106,23 @@ class ContinuousBernoulliLikelihood(nn.Module):
     r"""Independent continuous Bernoulli elements, for grey values in [0, 1]; normalised, unlike a Bernoulli on greys.
 
     .. math:: p(x \mid z) = \prod_i C(\lambda_i(z)) \, \lambda_i(z)^{x_i} (1 - \lambda_i(z))^{1 - x_i}, \qquad
-        \operatorname{logit} \lambda(z) = \mathrm{network}(z), \quad
+        \operatorname{logit} \lambda(z) = L \tanh(\mathrm{network}(z) / L), \quad
         C(\lambda) = \frac{2 \tanh^{-1}(1 - 2 \lambda)}{1 - 2 \lambda}
 
+    The bound L keeps the density of constant elements (pixels that are always black) from running off to infinity: at 0
+    it is about :math:`-\operatorname{logit} \lambda`, and so at most L.
+
     Args:
-        network: any module that maps ``(*, D)`` to ``(*, *E)``, the logits of :math:`\lambda`.
+        network: any module that maps ``(*, D)`` to ``(*, *E)``, the logits of :math:`\lambda` where L is large.
         event_dim: number of dimensions of one datum, ``len(E)``.
+        max_logit: L; ``math.inf`` for no bound.
 
     Returns:
         ``forward(z)`` returns a distribution of batch shape ``*`` and event shape ``E``; its ``log_prob`` is a density,
         in nats per datum with respect to data in [0, 1], and so can be above 0.
 
     Raises:
-        ValueError: (from ``log_prob``) data outside [0, 1], or of another event shape.
+        ValueError: ``max_logit`` is not positive; (from ``log_prob``) data outside [0, 1], or of another event shape.
         TypeError: data or latent variables that are not floats of the parameters' dtype.
 
     Example:
@@ -131,15 +135,20 @@ class ContinuousBernoulliLikelihood(nn.Module):
         autoencoders, equations 6 to 8.
     """
 
-    def __init__(self, network: nn.Module, *, event_dim: int = 1) -> None:
+    def __init__(self, network: nn.Module, *, event_dim: int = 1, max_logit: float = 30.0) -> None:
         super().__init__()
+        if not max_logit > 0:
+            raise ValueError(f"max_logit: expected a number above 0, got {max_logit!r}.")
         self.network = network
         self.event_dim = require_positive_int("event_dim", event_dim)
+        self.max_logit = max_logit
 
     def forward(self, z: Tensor) -> Observation:
         """p(x|z)."""
         require_float("z", z, dtype_of(self.network))
         logits = at_least_float32(self.network(z))
+        if self.max_logit < math.inf:
+            logits = self.max_logit * torch.tanh(logits / self.max_logit)
         return Observation(
             ContinuousBernoulli(logits=logits),
             self.event_dim,
@@ -152,15 +161,19 @@ class ContinuousBernoulliLikelihood(nn.Module):
     def initialise_output_bias(self, x: Tensor) -> None:
         """Start from E[x|z] = the mean of ``x`` ``(N, *E)``, by bisection on the logit (the mean is monotone).
 
-        The logit stays within 100, where means below 0.01 or above 0.99 (constant pixels) would go beyond.
+        Constant elements would go beyond any logit: theirs stays within 0.9 L, or 100 where there is no bound.
         """
         mean = _data_mean(x, within_unit_interval=True).double()
-        low, high = torch.full_like(mean, -100.0), torch.full_like(mean, 100.0)
+        limit = min(0.9 * self.max_logit, 100.0)
+        low, high = torch.full_like(mean, -limit), torch.full_like(mean, limit)
         for _ in range(50):
             middle = (low + high) / 2
             below = ContinuousBernoulli(logits=middle).mean < mean
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        _set_output_bias(self.network, (low + high) / 2)
+        logits = (low + high) / 2
+        if self.max_logit < math.inf:
+            logits = self.max_logit * torch.atanh(logits / self.max_logit)
+        _set_output_bias(self.network, logits)
 
 
 class GaussianLikelihood(nn.Module):

@@ -168,6 +168,18 @@ def test_output_bias_of_constant_elements_is_finite(name):
             likelihood.initialise_output_bias(x * 255)
 
 
+def test_the_density_of_constant_elements_is_bounded():
+    """By the logit's bound L: log L a black pixel, whatever the network says."""
+    likelihood = pv.ContinuousBernoulliLikelihood(nn.Linear(1, 2), max_logit=20.0)
+    with torch.no_grad():
+        likelihood.network.bias.copy_(torch.tensor([-1e6, 1e6]))
+        likelihood.network.weight.zero_()
+    log_prob = likelihood(torch.zeros(1)).log_prob(torch.tensor([0.0, 1.0]))
+    assert log_prob.item() == pytest.approx(2 * math.log(20.0), rel=1e-5)
+    with pytest.raises(ValueError, match=r"max_logit: expected a number above 0, got 0"):
+        pv.ContinuousBernoulliLikelihood(nn.Linear(1, 2), max_logit=0)
+
+
 @pytest.mark.parametrize("scale", ["shared", "per-dimension", "predicted"])
 def test_learned_scale_cannot_run_off_to_zero(scale):
     likelihood = pv.GaussianLikelihood(nn.Linear(D, 2 * E if scale == "predicted" else E), scale=scale, min_scale=0.01)
@@ -188,7 +200,7 @@ def test_fixed_scale_is_the_one_given():
 @pytest.mark.parametrize("logit", [-300.0, -40.0, -3.0, -0.099, -1e-6, 0.0, 1e-3, 0.3, 17.0, 250.0])
 def test_continuous_bernoulli_is_exact_at_every_logit(logit):
     """In float32, at logits where the clamped constant of torch loses up to 95 % of the mass."""
-    likelihood = pv.ContinuousBernoulliLikelihood(nn.Linear(1, 1))
+    likelihood = pv.ContinuousBernoulliLikelihood(nn.Linear(1, 1), max_logit=math.inf)
     with torch.no_grad():
         likelihood.network.weight.zero_()
         likelihood.network.bias.fill_(logit)
