@@ -132,4 +132,4 @@ def test_three_epochs_of_mnist(tmp_path):
     command = [sys.executable, EXAMPLES / "mnist_svi.py", "--data-dir", os.environ["PYRO_VAE_DATA"], "--epochs", "3"]
     done = subprocess.run([*command, "--output-dir", tmp_path], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "metrics.json").read_text())["test_elbo"] > -140  # independent pixels: about -206
+    assert json.loads((tmp_path / "metrics.json").read_text())["test_elbo"] > -110  # measured: -99.9
