@@ -218,8 +218,7 @@ def _reading_message(what: str, trace: Any = None) -> str:
     frames = traceback.extract_tb(trace) if trace is not None else traceback.extract_stack()[:-2]
     return (
         f"{what} is read into Python at {_user_line(frames)}; a graph would freeze what depends on it. Express it in "
-        "tensor "
-        "operations (torch.where instead of if); or use pyro.infer.SVI, or CompiledSVI(..., compile=False)."
+        "tensor operations (torch.where instead of if); or use pyro.infer.SVI, or CompiledSVI(..., compile=False)."
     )
 
 

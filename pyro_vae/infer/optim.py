@@ -23,8 +23,7 @@ class FusedOptim(PyroOptim):
     """A ``pyro.optim.PyroOptim`` that holds one torch optimiser for all parameters.
 
     Pyro's own wrapper makes one torch optimiser per tensor and clips each tensor by itself; here one (fused, where
-    torch
-    has it) optimiser updates all of them and gradients are clipped by their global norm. Works wherever a ``PyroOptim``
+    torch has it) optimiser updates all of them and gradients are clipped by their global norm. Works wherever a ``PyroOptim``
     does, Pyro's own ``SVI`` included. Parameters that appear later join in.
 
     Args:
@@ -66,8 +65,7 @@ class FusedOptim(PyroOptim):
         if not (isinstance(optim_args, dict) or callable(optim_args)):
             raise TypeError(
                 "optim_args: expected a dictionary of options such as {'lr': 1e-3}, or a function from a parameter's "
-                "name "
-                f"to one, got {type(optim_args).__name__}."
+                f"name to one, got {type(optim_args).__name__}."
             )
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm: expected a number > 0 or None, got {clip_norm}.")
