@@ -23,8 +23,8 @@ class FusedOptim(PyroOptim):
     """A ``pyro.optim.PyroOptim`` that holds one torch optimiser for all parameters.
 
     Pyro's own wrapper makes one torch optimiser per tensor and clips each tensor by itself; here one (fused, where
-    torch has it) optimiser updates all of them and gradients are clipped by their global norm. Works wherever a ``PyroOptim``
-    does, Pyro's own ``SVI`` included. Parameters that appear later join in.
+    torch has it) optimiser updates all of them and gradients are clipped by their global norm. Works wherever a
+    ``PyroOptim`` does, Pyro's own ``SVI`` included. Parameters that appear later join in.
 
     Args:
         torch_optimizer_class: such as ``torch.optim.SGD``.
