@@ -18,6 +18,12 @@ def require_tensor(name: str, value: Any) -> None:
         )
 
 
+def require_rows(name: str, value: Any, rows: int) -> None:
+    """Refuse what belongs to the data one by one, labels say, and has more or fewer rows than they."""
+    if len(value) != rows:
+        raise ValueError(f"{name}: expected {rows} rows as in x, got {len(value)}. Give one for each datum.")
+
+
 def require_float(name: str, value: Any, dtype: torch.dtype | None = None) -> None:
     """Refuse integers, and floats of another width than the parameters' (unless autocast makes them)."""
     require_tensor(name, value)

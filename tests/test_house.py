@@ -17,14 +17,13 @@ PACKAGE = ROOT / "pyro_vae"
 # Who may import whom: each from itself and those named.
 ARROWS = {
     "_checks": set(),
-    "_continuous_bernoulli": set(),
     "_precision": set(),
     "_version": set(),
     "networks": {"_checks"},
     "data": {"_checks"},
     "priors": {"networks", "_checks", "_precision"},
     "posteriors": {"networks", "_checks", "_precision"},
-    "likelihoods": {"networks", "_checks", "_precision", "_continuous_bernoulli"},
+    "likelihoods": {"networks", "_checks", "_precision"},
     "models": {"networks", "priors", "posteriors", "likelihoods", "_checks"},
     "infer": {"_checks"},
     "evaluate": {"infer", "_checks"},

@@ -217,7 +217,7 @@ def test_continuous_bernoulli_is_exact_at_every_logit(logit):
 
 
 def test_continuous_bernoulli_gradients_agree_with_differences():
-    from pyro_vae._continuous_bernoulli import ContinuousBernoulli
+    from pyro_vae.likelihoods.continuous_bernoulli import ContinuousBernoulli
 
     logits = torch.tensor([-30.0, -2.0, -0.1001, -0.0999, -1e-4, 0.0, 0.05, 5.0], dtype=torch.float64).requires_grad_()
     x = torch.tensor(0.3, dtype=torch.float64)
@@ -228,7 +228,7 @@ def test_continuous_bernoulli_gradients_agree_with_differences():
 
 
 def test_continuous_bernoulli_moments_and_divergence_are_integrals():
-    from pyro_vae._continuous_bernoulli import ContinuousBernoulli
+    from pyro_vae.likelihoods.continuous_bernoulli import ContinuousBernoulli
 
     logits = torch.tensor([-40.0, -3.0, -0.0999, -0.05, 0.0, 1e-3, 0.09, 0.2, 8.0, 30.0], dtype=torch.float64)
     p = ContinuousBernoulli(logits=logits)
@@ -247,7 +247,7 @@ def test_continuous_bernoulli_moments_and_divergence_are_integrals():
 
 
 def test_continuous_bernoulli_cdf_inverts_its_samples():
-    from pyro_vae._continuous_bernoulli import ContinuousBernoulli
+    from pyro_vae.likelihoods.continuous_bernoulli import ContinuousBernoulli
 
     p = ContinuousBernoulli(logits=torch.tensor([-50.0, -1.0, -5e-4, 0.0, 5e-4, 0.2, 30.0], dtype=torch.float64))
     u = torch.linspace(0.001, 0.999, 50, dtype=torch.float64)[:, None]

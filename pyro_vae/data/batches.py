@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._checks import require_positive_int, require_rows
 from .binarise import to_float
 from .noise import noise_keys, stream
 
@@ -43,8 +44,10 @@ class Batches:
         num_data: Number of data in the whole set, N.
 
     Raises:
-        TypeError: If ``x`` or one of ``others`` is neither tensor nor numeric array, or ``batch_size`` no integer.
-        ValueError: If there are no data, lengths differ, or there would be no batch.
+        TypeError: If ``x`` or one of ``others`` is neither tensor nor numeric array, ``seed`` no integer, or
+            ``transform`` no function.
+        ValueError: If there are no data, lengths differ, ``batch_size`` is no integer of at least 1, or there would be
+            no batch.
 
     Example:
         >>> import torch
@@ -73,12 +76,8 @@ torch.float32, torch.Size([104]), 1)
         _check_data("x", x)
         for position, other in enumerate(others):
             _check_data(f"others[{position}]", other)
-            if len(other) != len(x):
-                raise ValueError(f"others[{position}]: expected {len(x)} rows as in x, got {len(other)}.")
-        if not isinstance(batch_size, int) or isinstance(batch_size, bool):
-            raise TypeError(f"batch_size: expected an integer, got {type(batch_size).__name__} {batch_size!r}.")
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}.")
+            require_rows(f"others[{position}]", other, len(x))
+        batch_size = require_positive_int("batch_size", batch_size)
         if drop_last and batch_size > len(x):
             raise ValueError(
                 f"batch_size: expected at most the {len(x)} data in x, got {batch_size} with drop_last=True, "

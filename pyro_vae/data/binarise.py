@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from .._checks import require_tensor
 from .noise import bits, noise_keys, stream, uniform
 
 
@@ -81,9 +82,7 @@ def to_float(images: Tensor, keys: Tensor | None = None) -> Tensor:
 
 
 def _check_grey(images: Tensor) -> None:
-    if not isinstance(images, Tensor):
-        kind = type(images).__name__
-        raise TypeError(f"images: expected a tensor, got {kind}. Convert it with torch.as_tensor(images).")
+    require_tensor("images", images)
     if images.dtype not in (torch.uint8, torch.bool, torch.float32, torch.float64):
         raise TypeError(
             f"images: expected uint8 in 0..255, or float32 or float64 in [0, 1], got {images.dtype}. "

@@ -6,6 +6,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from .._checks import require_rows, require_tensor
 from .noise import stream
 
 
@@ -37,12 +38,10 @@ def split(x: Tensor, *others: Tensor, sizes: Sequence[int], seed: int = 0) -> li
         >>> len(train_x), len(valid_x), torch.equal(train_x.long(), train_y)
         (8, 2, True)
     """
-    for position, other in enumerate((x, *others), start=-1):
-        if not isinstance(other, Tensor):
-            name = "x" if position < 0 else f"others[{position}]"
-            raise TypeError(f"{name}: expected a tensor, got {type(other).__name__}. Convert it with torch.as_tensor.")
-        if len(other) != len(x):
-            raise ValueError(f"others[{position}]: expected {len(x)} rows as in x, got {len(other)}.")
+    require_tensor("x", x)
+    for position, other in enumerate(others):
+        require_tensor(f"others[{position}]", other)
+        require_rows(f"others[{position}]", other, len(x))
     if any(size < 1 for size in sizes) or sum(sizes) != len(x):
         raise ValueError(
             f"sizes: expected positive numbers that add up to the {len(x)} data, got {tuple(sizes)}, "

@@ -1,14 +1,24 @@
 """One captured graph, ready to run on new inputs."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from pyro_vae.infer.folded import FoldedAdam
 from pyro_vae.infer.snapshot import Snapshot
+from pyro_vae.infer.update import GuardedAdam, update
+
+
+class Traced(NamedTuple):
+    """What the run under the tracer met; the graph returns losses, then gradients, then what ``adam`` asks for."""
+
+    params: dict[str, Tensor]
+    trained: list[Tensor]  # those with a gradient
+    loss_type: type[tuple[Any, ...]] | None  # None for a single loss
+    losses: int
+    adam: GuardedAdam | None
 
 
 class Captured:
@@ -21,37 +31,32 @@ class Captured:
         held: list[Tensor],
         snapshot: Snapshot,
         optim: PyroOptim,
-        seen: dict[str, Any],
+        traced: Traced,
     ) -> None:
         self.kind = kind
         self.snapshot = snapshot
         self._run = run
         self._held = [t.detach() for t in held]
         self._optim = optim
-        self._update: FoldedAdam | None = seen["update"]
-        self._trained: list[Tensor] = seen["trained"]
-        self._params: list[Tensor] = list(seen["params"].values())
-        self._tuple = seen["tuple"]
+        self._traced = traced
+        self._params = list(traced.params.values())
 
     def __call__(self, tensors: list[Tensor]) -> Any:
-        if self._update is not None:
-            self._update.refresh()
+        traced = self._traced
         with torch.no_grad():
-            out = self._run(*self._held, *tensors)
-        count = len(out) - (0 if self.kind == "loss" or self._update is not None else len(self._trained))
-        losses = list(out[:count])
-        loss = self._tuple(losses) if self._tuple is not None else losses[0]
-        if self.kind == "loss":
-            return loss
-        if self._update is not None:
-            self._optim.step_scheduler()
-            return loss
-        for p, grad in zip(self._trained, out[count:], strict=True):
+            out = list(self._run(*self._held, *tensors))
+            losses = out[: traced.losses]
+            loss = traced.loss_type(losses) if traced.loss_type is not None else losses[0]
+            if self.kind == "loss":
+                return loss
+            grads = out[traced.losses : traced.losses + len(traced.trained)]
+            if traced.adam is not None:
+                traced.adam(grads, *out[traced.losses + len(grads) :])
+                traced.adam.optim.step_scheduler()
+                return loss
+        for p, grad in zip(traced.trained, grads, strict=True):
             p.grad = grad
         if self.kind == "backward":
             return loss, self._params
-        if all(bool(torch.isfinite(part)) for part in losses):
-            self._optim(set(self._params))
-        for p in self._trained:
-            p.grad = None
+        update(self._optim, losses, self._params)
         return loss

@@ -15,15 +15,16 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_vae.infer.capture import CaptureError, capture, undone
-from pyro_vae.infer.captured import Captured
+from pyro_vae.infer.captured import Captured, Traced
 from pyro_vae.infer.checking import compare
-from pyro_vae.infer.folded import FoldedAdam, all_finite, cheapen_checks
 from pyro_vae.infer.losses import Loss, as_tensors, marked, numbers, parts
 from pyro_vae.infer.lower import compiled
 from pyro_vae.infer.optim import FusedOptim
-from pyro_vae.infer.products import Bfloat16Products, choose_products
+from pyro_vae.infer.products import Bfloat16Products, choose_products, share_casts
 from pyro_vae.infer.signature import flatten, with_tensors
 from pyro_vae.infer.snapshot import Snapshot, calls_of
+from pyro_vae.infer.toolchain import inductor
+from pyro_vae.infer.update import GuardedAdam, all_finite, cheapen_checks, update
 
 logger = logging.getLogger(__name__)
 
@@ -178,6 +179,8 @@ class CompiledSVI(SVI):
         pending = self._pending.get(key)
         if pending is None or pending.change() is not None or not self._has_room(key):
             self._say_why_not(key, pending)
+            if self._compiles(kind):
+                inductor()
             result, self._pending[key] = self._eagerly(kind, args, kwargs)
             return result
         captured = self._capture(kind, args, kwargs, tensors, pending)
@@ -185,6 +188,9 @@ class CompiledSVI(SVI):
         self._captures.setdefault(key, []).append(captured)
         self._captured_calls += 1
         return captured(tensors)
+
+    def _compiles(self, kind: str) -> bool:
+        return self.compile is True and kind != "loss"  # a look at data would seldom repay the compiler's time
 
     def _has_room(self, key: Hashable) -> bool:
         if self.captures >= self.max_captures:  # graphs of this key that hold no longer make way
@@ -267,40 +273,38 @@ class CompiledSVI(SVI):
     ) -> "Captured":
         """Captures and compiles one graph; ``before`` is the snapshot taken after the eager run."""
         started = time.perf_counter()
-        seen: dict[str, Any] = {}  # what the tracing run met
+        found: list[Traced] = []  # what the tracing run met
 
         def function(*inputs: Tensor) -> list[Tensor]:
             new_args, new_kwargs = with_tensors((args, kwargs), list(inputs))
             loss, params = self._pyro(kind, new_args, new_kwargs)
-            trained = [p for p in params.values() if p.grad is not None]
-            grads = [p.grad for p in trained if p.grad is not None]
-            seen.update(
-                params=params, trained=trained, tuple=type(loss) if isinstance(loss, tuple) else None, update=None
-            )
+            loss_type = type(loss) if isinstance(loss, tuple) else None
             losses = parts(as_tensors(loss, params))
-            if kind == "loss":
-                return losses
-            if kind == "backward":
-                return losses + grads
-            with torch.no_grad():
-                ok = all_finite(losses, grads)
-                losses = [marked(part, ok) for part in losses]
-                if not self._folds(trained):
-                    return losses + grads
-                seen["update"] = FoldedAdam(self.optim, trained)
-                seen["update"].apply(dict(zip(trained, grads, strict=True)), ok)
-                return losses
+            trained = [p for p in params.values() if p.grad is not None] if kind != "loss" else []
+            grads = [p.grad for p in trained if p.grad is not None]
+            flags: list[Tensor] = []
+            adam = None
+            if kind == "step":
+                with torch.no_grad():
+                    ok = all_finite(losses, grads)
+                    losses = [marked(part, ok) for part in losses]
+                    adam = self._adam(trained)
+                    if adam is not None:
+                        flags = adam.inputs(grads, ok)
+            found.append(Traced(params, trained, loss_type, len(losses), adam))
+            return losses + grads + flags
 
         graph, held = capture(function, tensors, before.params.values())
-        for name, p in seen["params"].items():
+        traced = found[-1]
+        for name, p in traced.params.items():
             if p is not before.params.get(name, p):
                 raise RuntimeError(
                     f"parameter {name!r} of Pyro's store belongs to another module of the same name, so that Pyro "
                     "would train that one. Give the modules different names in pyro.module."
                 )
-        if seen["params"].keys() != before.params.keys():
+        if traced.params.keys() != before.params.keys():
             raise CaptureError(
-                f"the parameters differ from run to run: {sorted(seen['params'].keys() ^ before.params.keys())}; a "
+                f"the parameters differ from run to run: {sorted(traced.params.keys() ^ before.params.keys())}; a "
                 "graph has one structure. Use pyro.infer.SVI, or CompiledSVI(..., compile=False)."
             )
         change = before.change()
@@ -309,31 +313,31 @@ class CompiledSVI(SVI):
                 f"running model and guide changes state that they may depend on ({change}); a graph would freeze it. "
                 "Pass it as a tensor argument; or use pyro.infer.SVI, or CompiledSVI(..., compile=False)."
             )
-        traced = time.perf_counter()
+        trace_seconds = time.perf_counter() - started
         run: Callable[..., Any] = graph
-        if self.compile is True and kind != "loss":  # a look at validation data would seldom repay the compiler's time
-            run = compiled(choose_products(cheapen_checks(graph)), held, tensors)
+        if self._compiles(kind):
+            run = compiled(share_casts(choose_products(cheapen_checks(graph))), held, tensors)
         own = {id(p) for p in before.params.values()}
         before.watch_tensors({f"a closed-over tensor ({i})": t for i, t in enumerate(held) if id(t) not in own})
-        if seen["update"] is not None:
-            before.watch_values(seen["update"].watched(), "the optimiser's state or options")
+        if traced.adam is not None:
+            before.watch_values(traced.adam.watched(), "the optimiser's state")
             before.watch_values([(self.optim.__dict__, "optimizer")], "the optimiser")
         logger.info(
             "captured %s for inputs %s: %d operations, traced in %.2f s, compiled in %.2f s",
             kind,
             [tuple(t.shape) for t in tensors],
             len(graph.graph.nodes),
-            traced - started,
-            time.perf_counter() - traced,
+            trace_seconds,
+            time.perf_counter() - started - trace_seconds,
         )
-        return Captured(kind, run, held, before, self.optim, seen)
+        return Captured(kind, run, held, before, self.optim, traced)
 
-    def _folds(self, trained: list[Tensor]) -> bool:
-        """Whether the update joins the graph; uncompiled, torch's fused kernel is faster."""
-        if self.compile is not True or len({p.device for p in trained}) != 1 or not isinstance(self.optim, FusedOptim):
-            return False
+    def _adam(self, trained: list[Tensor]) -> GuardedAdam | None:
+        """The update that needs no look at the loss, where this optimiser has one."""
+        if len({p.device for p in trained}) != 1 or not isinstance(self.optim, FusedOptim):
+            return None
         self.optim.register(trained)
-        return FoldedAdam.fits(self.optim)
+        return GuardedAdam(self.optim, trained) if GuardedAdam.fits(self.optim) else None
 
     def _checked_update(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A step whose captured loss and gradients must be those of Pyro on the same random numbers."""
@@ -354,10 +358,6 @@ class CompiledSVI(SVI):
         """The second half of a step, on the host: updates unless loss or gradients are not finite."""
         losses = parts(loss)
         ok = all_finite(losses, [p.grad for p in params if p.grad is not None])
-        if ok:
-            self.optim(set(params))
-        else:
-            losses = [marked(part, ok) for part in losses]
-        for p in params:
-            p.grad = None
+        losses = [marked(part, ok) for part in losses]
+        update(self.optim, losses, params)
         return type(loss)(losses) if isinstance(loss, tuple) else losses[0]

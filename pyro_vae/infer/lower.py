@@ -8,9 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from pyro_vae.infer.toolchain import FAST_CPU, inductor
+
 logger = logging.getLogger(__name__)
 
 Run = Callable[..., Any]  # (*held, *inputs) -> list of tensors
+
+# Random numbers as PyTorch's eager operations draw them; and the key of a capture vouches for sizes already.
+_OPTIONS = {"fallback_random": True, "size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
 
 _said: set[str] = set()
 
@@ -27,12 +32,17 @@ def compiled(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor]) ->
         inputs: tensors like those of later calls.
     """
     try:
+        compiler = inductor()
         # What torch's own code warns of while it compiles (deprecated parts of its own) is nothing a user could mend.
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from torch import _inductor  # takes seconds to import, and only a compiled step needs it
-
-            run: Run = _inductor.compile(graph, [*held, *inputs], options={"fallback_random": True})
+            run: Run
+            try:
+                on_cpu = all(t.device.type == "cpu" for t in (*held, *inputs))
+                run = compiler.compile(graph, [*held, *inputs], options=_OPTIONS | (FAST_CPU if on_cpu else {}))
+            except Exception:
+                logger.debug("compilation failed with the faster options", exc_info=True)
+                run = compiler.compile(graph, [*held, *inputs], options=_OPTIONS)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0][:200]
         logger.debug("compilation failed", exc_info=True)
@@ -41,6 +51,7 @@ def compiled(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor]) ->
             "Is there a C++ compiler (g++ or clang++) on the path?"
         )
         return graph
+    _let_freed_memory_stay()
     if inputs and all(t.device.type == "cuda" for t in (*held, *inputs)):
         try:
             return _CudaGraph(run, held, inputs)
@@ -78,6 +89,15 @@ class _CudaGraph:
             here.copy_(new, non_blocking=True)
         self._graph.replay()
         return [o.clone() if o.dim() == 0 else o for o in self._outputs]
+
+
+def _let_freed_memory_stay() -> None:
+    """Keeps the C library from handing a step's memory back to the system, which would cost a fault a page each step.
+
+    glibc returns what is freed beyond twice the largest block that it has seen freed, up to blocks of 32 MiB (see
+    M_MMAP_THRESHOLD in mallopt(3)); so one is freed here, untouched. Other C libraries take no notice.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def _say_once(message: str) -> None:

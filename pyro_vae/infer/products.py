@@ -41,6 +41,33 @@ _PRODUCTS = {
 }
 
 
+def share_casts(graph: fx.GraphModule) -> fx.GraphModule:
+    """Casts each tensor to bfloat16 once, though products take it as it is and transposed."""
+    cast: dict[fx.Node, fx.Node] = {}
+    for node in list(graph.graph.nodes):
+        if node.target is not aten._to_copy.default or node.kwargs != {"dtype": torch.bfloat16}:
+            continue
+        source: Any = node.args[0]
+        transposed = False
+        while source.target in (aten.t.default, aten.detach.default, aten.alias.default):
+            transposed ^= source.target is aten.t.default
+            source = source.args[0]
+        if source not in cast:
+            with graph.graph.inserting_after(source):
+                cast[source] = graph.graph.call_function(aten._to_copy.default, (source,), dict(node.kwargs))
+            cast[source].meta["val"] = source.meta["val"].bfloat16()
+        new = cast[source]
+        if transposed:
+            with graph.graph.inserting_before(node):
+                new = graph.graph.call_function(aten.t.default, (new,))
+            new.meta["val"] = cast[source].meta["val"].t()
+        node.replace_all_uses_with(new)
+        graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
 def choose_products(graph: fx.GraphModule) -> fx.GraphModule:
     """Gives each large float32 product on the CPU to whichever of PyTorch's two libraries is faster at its shape.
 

@@ -76,6 +76,11 @@ class Callbacks:
     """
 
     def __init__(self, callbacks: Sequence[Any], last: type[Callback]) -> None:
+        if not isinstance(callbacks, Sequence) or isinstance(callbacks, str):
+            raise TypeError(
+                f"callbacks: expected a list of pyro_vae.Callback instances and functions of a run, got {callbacks!r}. "
+                "Put it into a list, callbacks=[...], or leave callbacks out."
+            )
         hooks = [_as_callback(callback) for callback in callbacks]
         if rank() > 0:  # training depends on the essential ones in every process; the first one alone writes
             hooks = [hook for hook in hooks if hook.essential and not isinstance(hook, last)]
@@ -134,4 +139,7 @@ def _as_callback(callback: Any) -> Callback:
         return callback
     if callable(callback) and not isinstance(callback, type):
         return _Function(callback)
-    raise TypeError(f"callbacks: expected pyro_vae.Callback instances or functions of a run, got {callback!r}.")
+    raise TypeError(
+        f"callbacks: expected pyro_vae.Callback instances or functions of a run, got {callback!r}. "
+        "Give a function, or an instance (CSVLog(path), not CSVLog)."
+    )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import generators
 
-__all__ = ["CURES", "bad_arguments", "refused", "what_is_not_finite"]
+__all__ = ["CURES", "bad_data", "refused", "what_is_not_finite"]
 
 CURES = (
     "Likely cures: a lower learning rate or a warm-up; clipped gradients (pyro_vae.Adam(..., clip_norm=10.0), "
@@ -23,9 +23,10 @@ CURES = (
 )
 
 
-def bad_arguments(args: tuple[Any, ...]) -> list[str]:
-    """The arguments that hold NaN or infinity, in words."""
-    return [f"{_bad(arg)} of argument {position + 1}" for position, arg in enumerate(args) if _bad(arg)]
+def bad_data(args: tuple[Any, ...]) -> str | None:
+    """What is to be said against arguments that hold NaN or infinity; ``None`` if none does."""
+    bad = [f"{_bad(arg)} of argument {position + 1}" for position, arg in enumerate(args) if _bad(arg)]
+    return f"expected finite data, got {'; '.join(bad)}. Remove or impute values that are missing." if bad else None
 
 
 def what_is_not_finite(

@@ -20,7 +20,7 @@ from .guard import NotFinite, before_update
 from .history import History
 from .nonfinite import refuse, restore
 from .run import Run
-from .schedules import Schedule
+from .schedules import Schedule, require_schedules
 from .signals import PoliteStop
 from .state import state_of
 
@@ -75,10 +75,10 @@ def fit(
         The figures of every epoch.
 
     Raises:
-        TypeError: ``train`` or ``validation`` is one tensor or not iterable; a batch does not fit the model's
-        arguments. ValueError: ``epochs`` is not a positive integer; an epoch without a batch; data that the model
-        refuses (the
-            error names the batch); a checkpoint that cannot be used.
+        TypeError: ``svi`` has no ``step``, say; ``train`` or ``validation`` is one tensor or not iterable; a batch
+            does not fit the model's arguments; a schedule, a callback or ``transform`` is not a function.
+        ValueError: ``epochs`` or ``size`` is not a positive integer; an epoch without a batch; data that the model
+            refuses (the error names the batch); a checkpoint that cannot be used.
         FloatingPointError: a loss or a gradient is NaN or infinite.
         SystemExit: after SIGINT or SIGTERM, where a ``Checkpoint`` is among the callbacks.
 
@@ -96,10 +96,19 @@ def fit(
         >>> history["beta"], history["steps"]
         ([0.5, 1.0, 1.0], [4, 8, 12])
     """
+    _require_svi(svi, ("model", "guide", "optim", "step") + (() if validation is None else ("evaluate_loss",)))
     require_positive_int("epochs", epochs)
     require_iterable("train", train)
     if validation is not None:
         require_iterable("validation", validation)
+    if schedules is not None:
+        require_schedules(schedules)
+    if size is not None:
+        require_positive_int("size", size)
+    if transform is not None and not callable(transform):
+        raise TypeError(
+            f"transform: expected a function of a batch, got {transform!r}. Give e.g. lambda batch: batch[0]."
+        )
     if on_nonfinite not in ("raise", "restore"):
         raise ValueError(f'on_nonfinite: expected "raise" or "restore", got {on_nonfinite!r}.')
     hooks = Callbacks(callbacks, last=Checkpoint)
@@ -149,6 +158,16 @@ def fit(
         print(f"pyro_vae: stopped at {run.where}. Go on with fit(..., resume={str(directory)!r}).", file=sys.stderr)
         raise SystemExit(128 + (stop.signal or signal.SIGTERM))
     return run.history
+
+
+def _require_svi(svi: Any, names: tuple[str, ...]) -> None:
+    missing = [name for name in names if not hasattr(svi, name)]
+    if missing:
+        what = f"the class {svi.__name__}" if isinstance(svi, type) else type(svi).__name__
+        raise TypeError(
+            f"svi: expected a pyro.infer.SVI, or anything with its {', '.join(names)}, got {what} without "
+            f"{', '.join(missing)}. Make one: SVI(model, guide, pyro_vae.Adam({{'lr': 1e-3}}), Trace_ELBO())."
+        )
 
 
 def _train(run: Run, bar: Any, stop: PoliteStop, *, restoring: bool) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -26,8 +27,8 @@ class History:
         >>> history.append({"epoch": 2, "train_elbo": -110.0, "validation_elbo": -111.0})
         >>> history["train_elbo"], history["validation_elbo"]
         ([-120.0, -110.0], [nan, -111.0])
-        >>> len(history), history[-1]["epoch"]
-        (2, 2)
+        >>> len(history), history[-1]["epoch"], history[1:]["train_elbo"]
+        (2, 2, [-110.0])
     """
 
     def __init__(self, rows: list[dict[str, float]] | None = None) -> None:
@@ -48,8 +49,18 @@ class History:
     def __iter__(self) -> Iterator[dict[str, float]]:
         return iter([dict(row) for row in self._rows])
 
-    def __getitem__(self, key: str | int) -> Any:
-        """A figure by name, one number an epoch (NaN where an epoch has none), or an epoch by number."""
+    def __getitem__(self, key: str | int | slice) -> Any:
+        """A figure by name, one number an epoch (NaN where an epoch has none); an epoch by its place; some by a slice.
+
+        Returns:
+            A list of numbers for a name, a dictionary for a place (from 0, or from the end), a ``History`` for a slice.
+
+        Raises:
+            KeyError: there is no figure of that name.
+            IndexError: there is no such epoch.
+        """
+        if isinstance(key, slice):
+            return History(self._rows[key])
         if isinstance(key, int):
             return dict(self._rows[key])
         if key not in self.names:
@@ -69,6 +80,8 @@ class History:
     def plot(self, ax: Any = None) -> Any:
         """Draw the learning curves, ELBO in nats per datum against epochs, and return the ``matplotlib`` axes.
 
+        Epochs whose ELBO is not finite leave a gap; where none is, the title says so.
+
         Args:
             ax: axes to draw on; by default those of a new figure.
 
@@ -84,12 +97,16 @@ class History:
         curves = [name for name in ("train_elbo", "validation_elbo") if name in self.names]
         for name in curves:
             ax.plot(self["epoch"], self[name], marker=".", label=name.removesuffix("_elbo"))
-        values = sorted(value for name in curves for value in self[name] if value == value)
-        # The first epochs fall far below the rest; the axis is for where the curves are told apart.
-        low, high = values[len(values) // 8], values[-1]
-        ax.set_ylim(low - 0.25 * (high - low) - 1e-3, high + 0.08 * (high - low) + 1e-3)
+        values = sorted(value for name in curves for value in self[name] if math.isfinite(value))
+        if values:
+            # The first epochs fall far below the rest; the axis is for where the curves are told apart.
+            low, high = values[len(values) // 8], values[-1]
+            ax.set_ylim(low - 0.25 * (high - low) - 1e-3, high + 0.08 * (high - low) + 1e-3)
+        else:
+            ax.set_title("no epoch with a finite ELBO")
         ax.set(xlabel="epoch", ylabel="ELBO (nats per datum)")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
-        ax.legend()
+        if curves:
+            ax.legend()
         return ax

@@ -6,7 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from .batches import arguments
-from .diagnosis import CURES, bad_arguments, refused, what_is_not_finite
+from .diagnosis import CURES, bad_data, refused, what_is_not_finite
 from .guard import NotFinite, all_finite
 from .optimiser import param_groups
 from .state import begin_from, put_back
@@ -32,9 +32,9 @@ def understood(run: Run, error: ValueError) -> Exception | None:
     if run.current is None:
         return None
     args, keywords, generator = run.current
-    bad = bad_arguments(args)
-    if bad:
-        return ValueError(f"expected finite data, got {'; '.join(bad)}. Remove or impute values that are missing.")
+    reason = bad_data(args)
+    if reason is not None:
+        return ValueError(reason)
     if "found invalid values" in str(error) and what_is_not_finite(run.svi, args, keywords, run.parameters, generator):
         return NotFinite(f"a distribution's parameter is not finite at {run.where}", run.batch)
     return None
@@ -74,14 +74,10 @@ def explained(run: Run, error: NotFinite) -> Exception:
     else:
         return FloatingPointError(f"{error}; its update was not applied. {CURES}")
     position = f"epoch {run.epoch + 1}, batch {(run.batch if error.batch is None else error.batch) + 1}"
-    bad = bad_arguments(args)
-    if bad:
-        return ValueError(
-            f"expected finite data, got {'; '.join(bad)}. Remove or impute values that are missing.\n"
-            f"(in train, {position}, counted from 1)"
-        )
-    found = what_is_not_finite(run.svi, args, keywords, run.parameters, generator)
-    reason = refused(run.svi, args, keywords, generator) if not any("parameter" in line for line in found) else None
+    reason = bad_data(args)
+    found = [] if reason else what_is_not_finite(run.svi, args, keywords, run.parameters, generator)
+    if reason is None and not any("parameter" in line for line in found):
+        reason = refused(run.svi, args, keywords, generator)
     if reason is not None:
         return ValueError(f"{reason}\n(in train, {position}, counted from 1)")
     lines = found or ["nothing any more: run again by Pyro itself, the same step is finite"]

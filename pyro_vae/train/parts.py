@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from .generators import preserved
 
-__all__ = ["evaluating", "parts_of", "weights_from", "weights_of"]
+__all__ = ["copied", "evaluating", "parts_of", "weights_from", "weights_of"]
 
 
 def parts_of(svi: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[dict[str, Tensor], list[nn.Module]]:
@@ -38,16 +38,16 @@ def parts_of(svi: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple
         modes.setdefault(module, module.training)
         module.training = False
 
-    hook = register_module_forward_pre_hook(to_eval)
-    try:
-        # Unvalidated: what is wrong with the batch is said by the step itself, which knows more of it.
-        with preserved(), torch.no_grad(), validation_enabled(False), poutine.trace(param_only=True) as capture:
-            guide_trace = poutine.trace(svi.guide).get_trace(*args, **keywords)
-            poutine.replay(svi.model, trace=guide_trace)(*args, **keywords)
-    finally:
-        hook.remove()
-        for module, training in modes.items():
-            module.training = training
+    with (
+        _modes_given_back(modes),
+        register_module_forward_pre_hook(to_eval),
+        preserved(),
+        torch.no_grad(),
+        validation_enabled(False),  # what is wrong with the batch is said by the step itself, which knows more of it
+        poutine.trace(param_only=True) as capture,
+    ):
+        guide_trace = poutine.trace(svi.guide).get_trace(*args, **keywords)
+        poutine.replay(svi.model, trace=guide_trace)(*args, **keywords)
     parameters = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
     used = list(dict.fromkeys([owner for owner in owners if isinstance(owner, nn.Module)] + list(modes)))
     inner = {part for module in used for part in module.modules() if part is not module}
@@ -58,8 +58,8 @@ def weights_of(parameters: dict[str, Tensor], modules: list[nn.Module]) -> dict[
     """A copy of all that a fit has learned: each module's ``state_dict``, and the parameters of no module by name."""
     inside = {id(parameter) for module in modules for parameter in module.parameters()}
     return {
-        "modules": [_copied(module.state_dict()) for module in modules],
-        "parameters": _copied({name: value for name, value in parameters.items() if id(value) not in inside}),
+        "modules": [copied(module.state_dict()) for module in modules],
+        "parameters": copied({name: value for name, value in parameters.items() if id(value) not in inside}),
     }
 
 
@@ -96,18 +96,31 @@ def weights_from(weights: dict[str, Any], parameters: dict[str, Tensor], modules
 @contextmanager
 def evaluating(modules: list[nn.Module]) -> Iterator[None]:
     """Modules in eval mode, then each submodule back in its own."""
-    modes = {part: part.training for module in modules for part in module.modules()}
-    for module in modules:
-        module.eval()
+    with _modes_given_back({part: part.training for module in modules for part in module.modules()}):
+        for module in modules:
+            module.eval()
+        yield
+
+
+@contextmanager
+def _modes_given_back(modes: dict[nn.Module, bool]) -> Iterator[None]:
+    """At the end each module in the mode noted, also of those that are noted meanwhile."""
     try:
         yield
     finally:
-        for part, training in modes.items():
-            part.training = training
+        for module, training in modes.items():
+            module.training = training
 
 
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+def copied(value: Any) -> Any:
+    """Nothing shared with ``value``: modules and optimisers hand out the tensors that they go on to change."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(copied(item) for item in value)
+    return value
 
 
 def _is_tensor(state: dict[str, Any], name: str) -> bool:

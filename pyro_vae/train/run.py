@@ -22,7 +22,7 @@ from .guard import NotFinite
 from .history import History
 from .nonfinite import understood
 from .parts import parts_of, weights_of
-from .schedules import Schedule
+from .schedules import Schedule, values_at
 from .state import begin_from, put_back, undone
 from .validation import validation_elbo
 
@@ -276,8 +276,7 @@ class Run:
 
     def _set_values(self) -> None:
         if self.schedules:
-            time = self.time
-            self.values = {name: float(schedule(time)) for name, schedule in self.schedules.items()}
+            self.values = values_at(self.schedules, self.time)
 
     def keywords(self, args: tuple[Any, ...]) -> dict[str, Any]:
         """What goes to model and guide beside the batch: schedules' values, as tensors so that none is a constant."""

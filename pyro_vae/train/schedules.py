@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-__all__ = ["Schedule", "cyclical", "linear_warmup", "one_cycle"]
+__all__ = ["Schedule", "cyclical", "linear_warmup", "one_cycle", "require_schedules", "values_at"]
 
 Schedule = Callable[[float], float]
 
@@ -99,3 +100,35 @@ def one_cycle(epochs: float, *, warmup: float = 0.3, start: float = 1 / 25, end:
         return low + (1 - low) * (1 - math.cos(math.pi * part)) / 2
 
     return factor
+
+
+def require_schedules(schedules: Any) -> None:
+    """Refuse what does not name keyword arguments with a function for each."""
+    if not isinstance(schedules, Mapping):
+        raise TypeError(
+            f"schedules: expected a mapping of keyword arguments of the model to functions of time, got {schedules!r}. "
+            "Name the argument, e.g. schedules={'beta': pyro_vae.linear_warmup(10)}."
+        )
+    for name, schedule in schedules.items():
+        if not isinstance(name, str):
+            raise TypeError(f"schedules: expected names of keyword arguments, got {name!r}. Give strings, e.g. 'beta'.")
+        if not callable(schedule):
+            raise TypeError(
+                f"schedules[{name!r}]: expected a function of the epochs trained so far, got {schedule!r}. "
+                f"Give one, e.g. pyro_vae.linear_warmup(10), or for a constant lambda t: {schedule!r}."
+            )
+
+
+def values_at(schedules: Mapping[str, Schedule], time: float) -> dict[str, float]:
+    """The value of every schedule after ``time`` epochs."""
+    values: dict[str, float] = {}
+    for name, schedule in schedules.items():
+        value = schedule(time)
+        try:
+            values[name] = float(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"schedules[{name!r}]: expected a function from epochs to a number, got {value!r} at {time:g}. "
+                "Return a number, and call what makes a schedule: linear_warmup(10), not linear_warmup."
+            ) from error
+    return values

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from . import generators, optimiser
 from .history import History
-from .parts import weights_from
+from .parts import copied, weights_from
 
 if TYPE_CHECKING:
     from .run import Run
@@ -23,7 +21,7 @@ _COUNTERS = ("epoch", "batch", "step", "first_epoch", "batches_per_epoch", "lear
 def state_of(run: Run) -> dict[str, Any]:
     """A copy of everything that the rest of the run depends on."""
     own = generators.own_generators(run.train)
-    return _copied(
+    return copied(
         {
             **{name: getattr(run, name) for name in _COUNTERS},
             "values": run.values,
@@ -45,7 +43,7 @@ def begin_from(run: Run, state: dict[str, Any]) -> None:
     if state["batch"] and None not in (length, run.batches_per_epoch) and length != run.batches_per_epoch:
         raise ValueError(
             f"resume: expected {length} batches an epoch, as the checkpoint within epoch {state['epoch'] + 1} was "
-            f" made with, got {run.batches_per_epoch}. Resume with the same data and batch size."
+            f"made with, got {run.batches_per_epoch}. Resume with the same data and batch size."
         )
     for name in _COUNTERS:
         if name != "batches_per_epoch":
@@ -60,26 +58,15 @@ def begin_from(run: Run, state: dict[str, Any]) -> None:
 def put_back(run: Run, state: dict[str, Any]) -> None:
     """Write weights and the optimiser's state, in place, once the parameters exist."""
     weights_from(state["weights"], run.parameters, run.modules)
-    optimiser.set_state(run.svi.optim, _copied(state["optimiser"]), run.parameters)
-    run.callbacks.load_state(_copied(state["callbacks"]))
+    optimiser.set_state(run.svi.optim, copied(state["optimiser"]), run.parameters)
+    run.callbacks.load_state(copied(state["callbacks"]))
 
 
 @contextmanager
 def undone(run: Run) -> Iterator[None]:
     """Undo what is done to weights, optimiser and generators."""
-    weights, optim = run.weights(), _copied(optimiser.get_state(run.svi.optim, run.parameters))
+    weights, optim = run.weights(), copied(optimiser.get_state(run.svi.optim, run.parameters))
     with generators.preserved():
         yield
     weights_from(weights, run.parameters, run.modules)
     optimiser.set_state(run.svi.optim, optim, run.parameters)
-
-
-def _copied(value: Any) -> Any:
-    """Nothing shared with ``value``: an optimiser hands out the tensors that it goes on to change."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
-        return type(value)(_copied(item) for item in value)
-    return value

@@ -38,7 +38,7 @@ def test_sizes_add_up(sizes):
 def test_bad_data():
     with pytest.raises(ValueError, match=r"others\[1\]: expected 10 rows as in x, got 9"):
         split(torch.arange(10), torch.arange(10), torch.arange(9), sizes=(5, 5))
-    with pytest.raises(TypeError, match="x: expected a tensor, got list"):
+    with pytest.raises(TypeError, match=r"x: expected a torch\.Tensor, got list"):
         split([1, 2], sizes=(1, 1))
     with pytest.raises(TypeError, match="seed: expected an integer, got float"):
         split(torch.arange(10), sizes=(5, 5), seed=0.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import functools
 import importlib.util
 import json
 import math
@@ -50,7 +52,8 @@ def small(tmp_path, *flags):
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "continuous-bernoulli"])
 def test_every_likelihood_writes_metrics_weights_and_pictures(example, tmp_path, capsys, likelihood):
-    example.main(small(tmp_path, "--dataset", "digits", "--likelihood", likelihood))
+    flags = small(tmp_path, "--dataset", "digits", "--likelihood", likelihood)
+    example.main(flags)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics.keys() >= KEYS
     assert (metrics["dataset"], metrics["likelihood"], metrics["n_test"]) == ("digits", likelihood, 200)
@@ -59,9 +62,39 @@ def test_every_likelihood_writes_metrics_weights_and_pictures(example, tmp_path,
     if likelihood == "bernoulli":
         assert metrics["test_log_likelihood"] < 0
     assert {path.name for path in tmp_path.glob("*.png")} == PICTURES
-    assert len((tmp_path / "history.csv").read_text().splitlines()) == metrics["epochs"] + 1
-    assert "likelihood.network.layers.0.weight" in torch.load(tmp_path / "weights.pt", weights_only=True)
     assert "nats per image" in capsys.readouterr().out
+    with open(tmp_path / "history.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["epoch"]) for row in rows] == list(range(1, metrics["epochs"] + 1))
+    # --beta-warmup 3: a line from 0 that would reach 1 after three epochs.
+    assert [float(row["beta"]) for row in rows] == pytest.approx([epoch / 3 for epoch in (1, 2)])
+    require_figures_of_the_weights(example, tmp_path, flags, metrics)
+
+
+def require_figures_of_the_weights(example, folder, flags, metrics):
+    """The figures are those of the weights that lie beside them, in a model built anew."""
+    args = example.parse_arguments(flags)
+    images = example.load_images(args)
+    vae = example.build_vae(args, images.train_images)
+    as_data = functools.partial(pv.data.binarise, seed=1) if args.likelihood == "bernoulli" else pv.data.to_float
+    x = as_data(images.test_images)
+
+    def distance():
+        """Of test_elbo from this model's, in Monte-Carlo standard errors of the two, which have the same test set."""
+        with torch.no_grad():
+            log_w = pv.log_weights(vae.model, vae.guide, x, num_particles=100)
+        variance = log_w.var(0).mean() / len(x) * (1 / 100 + 1 / metrics["num_particles"])
+        return abs(pv.elbo(log_w).mean().item() - metrics["test_elbo"]) / variance.sqrt().item()
+
+    assert distance() > 5  # without the weights
+    vae.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+    assert distance() < 4
+    for name, values in pv.bounds(vae.model, vae.guide, x, num_particles=metrics["num_particles"])._asdict().items():
+        figure = {"elbo": "test_elbo", "iwae": "test_log_likelihood"}[name]
+        error = values.std().item() / math.sqrt(metrics["n_test"])
+        assert error > 0
+        assert metrics[f"{figure}_standard_error"] == pytest.approx(error, rel=0.05), name
+        assert abs(values.mean().item() - metrics[figure]) < error, name
 
 
 def test_the_same_seed_gives_the_same_figures(example, tmp_path):

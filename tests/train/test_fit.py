@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import random
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoDiagonalNormal
-from tiny import images, make
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
+from tiny import images, make, same, weights
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -44,14 +42,6 @@ class Recorder:
     @staticmethod
     def loss(x: Any, y: Any = None, *, size: Any = None, beta: Any = 1.0) -> float:
         return float(x.sum()) * (size / len(x) if size else 1.0)
-
-
-def weights(vae: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in vae.state_dict().items()}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_equals_the_loop_people_write_by_hand() -> None:
@@ -121,71 +111,6 @@ def test_a_schedule_over_an_iterable_without_length_counts_whole_epochs_at_first
     assert [keywords["beta"].item() for _, keywords in svi.calls] == [0.5, 0.5, 0.75, 1.0]
 
 
-def test_validation_moves_no_weight_and_no_generator() -> None:
-    class Noisy:
-        def __iter__(self) -> Any:
-            random.random(), np.random.rand(), torch.rand(3)
-            return iter(images().split(20))
-
-    outcomes = []
-    for validation in (None, Noisy()):
-        torch.manual_seed(3), random.seed(3), np.random.seed(3)
-        m = make(seed=3, batch_norm=True)
-        fit(m.svi, images().split(16), epochs=2, validation=validation, progress=False)
-        outcomes.append((weights(m.vae), torch.rand(1), random.random(), np.random.rand()))
-    assert same(outcomes[0][0], outcomes[1][0])  # batch normalisation's running means included
-    assert outcomes[0][1:] == outcomes[1][1:]
-
-
-def test_validation_is_in_eval_mode_and_gives_the_modes_back() -> None:
-    m = make(batch_norm=True)
-    dropout = nn.Dropout(0.5)
-    m.vae.posterior.network.append(nn.Identity())
-    m.vae.posterior.network.insert(0, dropout)
-    seen = []
-    dropout.register_forward_hook(lambda module, *_: seen.append(module.training))
-    m.vae.eval()
-    fit(m.svi, images().split(25), epochs=1, validation=images().split(50), progress=False)
-    assert seen == [False, True, True, False]  # the look at the first batch, two steps, one validation batch
-    assert m.vae.training
-    assert dropout.training
-
-
-def test_modules_that_plain_functions_close_over_are_in_eval_mode_too() -> None:
-    encoder = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 2))
-    decoder = nn.Linear(2, 6)
-
-    def model(x: torch.Tensor) -> None:
-        pyro.module("decoder", decoder)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
-
-    def guide(x: torch.Tensor) -> None:
-        pyro.module("encoder", encoder)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(encoder(x), 1.0).to_event(1))
-
-    outcomes = []
-    for validation in (None, images().split(25)):
-        pyro.clear_param_store()
-        torch.manual_seed(0)
-        for module in (*encoder, decoder):
-            module.reset_parameters()
-        svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
-        fit(svi, images().split(25), epochs=2, validation=validation, progress=False)
-        outcomes.append(weights(encoder))
-        assert encoder.training
-    assert same(*outcomes)
-
-
-def test_validation_has_the_same_noise_every_time() -> None:
-    m = make(optim=pyro.optim.Adam({"lr": 0.0}))
-    batches = pv.data.Batches(images(), batch_size=16, transform=lambda x, keys: (torch.rand(x.shape) < 0.5).float())
-    history = fit(m.svi, images().split(16), epochs=3, validation=batches, progress=False)
-    assert len(set(history["validation_elbo"])) == 1
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_data_loader_with_labels(workers: int) -> None:
     svi = Recorder()
@@ -221,6 +146,25 @@ def test_autoguide_in_place_of_a_guide() -> None:
     assert guide.median()["mu"].item() == pytest.approx(x.mean().item(), abs=0.4)
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["create_plates", "alone"])
+def test_autoguide_on_mini_batches_must_be_told_the_rows(told: bool) -> None:
+    """z ~ N(0, 1), x ~ N(z, 1), E[z|x] = x / 2. Pyro's own draw of rows pairs data with the parameters of others."""
+    x = torch.randn(60)
+
+    def model(x: torch.Tensor, rows: torch.Tensor, size: int) -> None:
+        with pyro.plate("data", size, subsample=rows):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    plate = (lambda x, rows, size: pyro.plate("data", size, subsample=rows)) if told else None
+    guide = AutoNormal(model, create_plates=plate)
+    batches = pv.data.Batches(x, torch.arange(60), batch_size=20, shuffle=True)
+    svi = SVI(model, guide, pv.Adam({"lr": 0.02}), Trace_ELBO())
+    fit(svi, batches, epochs=60, size=60, progress=False)
+    correlation = torch.corrcoef(torch.stack([guide.median()["z"], x / 2]))[0, 1].item()
+    assert correlation > 0.9 if told else abs(correlation) < 0.4  # 3 standard errors of none
+
+
 def test_batches_go_on_where_an_earlier_fit_ended() -> None:
     batches = pv.data.Batches(torch.arange(6.0)[:, None], batch_size=3, shuffle=True)
     svi = Recorder()
@@ -246,14 +190,42 @@ def test_batches_go_on_where_an_earlier_fit_ended() -> None:
             TypeError,
             "train: expected batches that are the positional.*transform=",
         ),
-        ({"callbacks": [3]}, TypeError, "callbacks: expected"),
+        ({"svi": None}, TypeError, "svi: expected a pyro.infer.SVI, .*got NoneType without model, .*Make one: SVI"),
+        ({"svi": SVI}, TypeError, "svi: expected .*got the class SVI without model, guide, optim. Make one"),
+        ({"svi": nn.Linear(2, 2)}, TypeError, "svi: expected .*got Linear without model, guide, optim, step. Make"),
+        (
+            {"svi": SimpleNamespace(model=0, guide=0, optim=0, step=0), "validation": images().split(16)},
+            TypeError,
+            "svi: expected .*got SimpleNamespace without evaluate_loss",
+        ),
+        (
+            {"schedules": {"beta": 0.5}},
+            TypeError,
+            r"schedules\['beta'\]: expected a function of the epochs .*got 0.5. Give .* a constant lambda t: 0.5",
+        ),
+        ({"schedules": {1: linear_warmup(2)}}, TypeError, "schedules: expected names of keyword arguments, got 1"),
+        ({"schedules": linear_warmup(2)}, TypeError, "schedules: expected a mapping .*got <function.*Name the"),
+        ({"schedules": [("beta", 0.5)]}, TypeError, r"schedules: expected a mapping .*got \[\('beta', 0.5\)\]"),
+        (
+            {"schedules": {"beta": linear_warmup}},
+            TypeError,
+            r"schedules\['beta'\]: expected a function from epochs to a number, got <function.* at 0.25.*linear_warmup",
+        ),
+        ({"schedules": {"beta": lambda t: None}}, TypeError, r"schedules\['beta'\]: expected .* number, got None"),
+        ({"callbacks": [3]}, TypeError, "callbacks: expected .*functions of a run, got 3. Give a function, or"),
+        ({"callbacks": [pv.CSVLog]}, TypeError, "callbacks: expected .*got <class .*CSVLog'>. Give .*an instance"),
+        ({"callbacks": print}, TypeError, r"callbacks: expected a list .*got <built-in function print>. Put it into"),
+        ({"callbacks": (f for f in [print])}, TypeError, r"callbacks: expected a list .*got <generator"),
+        ({"callbacks": "print"}, TypeError, r"callbacks: expected a list .*got 'print'"),
+        ({"transform": 3}, TypeError, "transform: expected a function of a batch, got 3. Give"),
+        ({"size": 0}, ValueError, "size: expected an integer of at least 1, got 0"),
         ({"on_nonfinite": "ignore"}, ValueError, 'on_nonfinite: expected "raise" or "restore"'),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     m = make()
     with pytest.raises(error, match=message):
-        fit(m.svi, **{"train": images().split(16), "epochs": 1, "progress": False, **arguments})
+        fit(**{"svi": m.svi, "train": images().split(16), "epochs": 1, "progress": False, **arguments})
 
 
 def test_the_bar_shows_elbos_epochs_and_the_time_that_remains(capsys: pytest.CaptureFixture[str]) -> None:
@@ -308,17 +280,3 @@ def test_an_objective_that_is_a_function_trains_quietly() -> None:
     svi = SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.1}), minus_log_likelihood)
     fit(svi, [x], epochs=100, progress=False)
     assert pyro.param("loc").item() == pytest.approx(x.mean().item(), abs=0.05)
-
-
-def test_a_validation_batch_may_outnumber_size() -> None:
-    x = torch.randn(20)
-
-    def model(x: Tensor, size: int) -> None:
-        loc = pyro.param("loc", torch.tensor(0.0))
-        with pyro.plate("data", size, subsample=x):
-            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
-
-    svi = SVI(model, lambda x, size: None, pyro.optim.Adam({"lr": 0.0}), Trace_ELBO())
-    history = fit(svi, list(x.split(5)), epochs=1, size=10, validation=[x], progress=False)
-    expected = dist.Normal(0.0, 1.0).log_prob(x).mean().item()
-    assert history["validation_elbo"][0] == pytest.approx(expected, rel=1e-5)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pytest
@@ -29,10 +31,26 @@ def test_history_reads_by_name_and_by_epoch() -> None:
         history["loss"]
 
 
+def test_a_slice_of_a_history_is_a_history() -> None:
+    history = History(ROWS)
+    later = history[1:]
+    assert isinstance(later, History)
+    assert list(later) == ROWS[1:]
+    assert later["validation_elbo"] == [-111.0, -107.0]
+    assert list(history[0:1]) == ROWS[:1]
+    assert history[0:1].names == ["epoch", "train_elbo"]
+    assert list(history[::-2]) == [ROWS[2], ROWS[0]]
+    assert list(history[5:]) == []
+    with pytest.raises(IndexError):
+        history[3]
+
+
 def test_history_hands_out_copies() -> None:
     history = History(ROWS)
     history[0]["epoch"] = 99
     next(iter(history))["epoch"] = 99
+    history[:1].append({"epoch": 99})
+    history[:1]._rows[0]["epoch"] = 99
     assert history["epoch"] == [1, 2, 3]
 
 
@@ -53,6 +71,24 @@ def test_history_plots_its_figures() -> None:
     assert curves["validation"][1:] == [-111.0, -107.0]
     with pytest.raises(ValueError, match="at least one epoch"):
         History().plot()
+
+
+@pytest.mark.parametrize(
+    ("rows", "title", "limits"),
+    [
+        ([{"train_elbo": math.nan}], "no epoch with a finite ELBO", None),
+        ([{"train_elbo": -math.inf, "validation_elbo": math.nan}], "no epoch with a finite ELBO", None),
+        ([{}], "no epoch with a finite ELBO", None),
+        ([{"train_elbo": -math.inf}, {"train_elbo": -3.0}, {"train_elbo": math.nan}], "", (-3.0, -3.0)),
+    ],
+)
+def test_a_plot_without_finite_figures_says_so(rows: list[dict[str, float]], title: str, limits: Any) -> None:
+    axes = History([{"epoch": epoch, **row} for epoch, row in enumerate(rows, 1)]).plot()
+    axes.figure.savefig(io.BytesIO())  # warnings are errors
+    assert axes.get_title() == title
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "ELBO (nats per datum)")
+    assert [line.get_label() for line in axes.lines] == [name.removesuffix("_elbo") for name in rows[0]]
+    assert limits is None or axes.get_ylim() == pytest.approx(limits, abs=0.01)
 
 
 def test_schedules() -> None:

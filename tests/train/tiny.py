@@ -35,3 +35,11 @@ def images(n: int = 50, seed: int = 0) -> torch.Tensor:
     probs = torch.tensor([0.9, 0.9, 0.9, 0.1, 0.1, 0.1])
     flip = torch.rand(n, 1, generator=generator) < 0.5
     return (torch.rand(n, 6, generator=generator) < torch.where(flip, probs, 1 - probs)).float()
+
+
+def weights(vae: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in vae.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
