@@ -71,7 +71,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     total_steps = args.epochs * len(train)
     optimiser = pv.Adam(
         {"lr": args.learning_rate, "betas": (0.9, 0.99)},
-        scheduler=lambda adam: OneCycleLR(adam, args.learning_rate, total_steps=total_steps, cycle_momentum=False),
+        scheduler=lambda adam: OneCycleLR(
+            adam,
+            args.learning_rate,
+            total_steps=total_steps,
+            pct_start=0.1,
+            anneal_strategy="linear",
+            cycle_momentum=False,
+        ),
     )
     svi = (
         pv.CompiledSVI(vae.model, vae.guide, optimiser, Trace_ELBO(), precision=args.precision)

@@ -21,8 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 aten = torch.ops.aten
 
 # What Pyro asks about tensors whatever the validation settings, and the answer in a graph. The first two look for NaN
-# and
-# infinity in a loss (a captured step watches its loss by itself), the next two for a constant 0 or 1. The last asks
+# and infinity in a loss (a captured step watches its loss by itself), the next two for a constant 0 or 1. The last asks
 # whether all of some probabilities are positive, to drop the others' terms: a term of probability 0 adds nothing, and
 # where its cost is infinite the loss becomes NaN and the step is not applied.
 _PYRO_QUESTIONS = {

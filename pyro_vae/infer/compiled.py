@@ -5,7 +5,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pyro.poutine as poutine
@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_vae.infer.capture import CaptureError, capture, undone
 from pyro_vae.infer.captured import Captured, Traced
 from pyro_vae.infer.checking import compare
+from pyro_vae.infer.graphs import Graphs
 from pyro_vae.infer.losses import Loss, as_tensors, marked, numbers, parts
 from pyro_vae.infer.lower import compiled
 from pyro_vae.infer.optim import FusedOptim
@@ -33,13 +34,13 @@ class CompiledSVI(SVI):
     r"""A drop-in for ``pyro.infer.SVI`` that runs at the speed of hand-written, compiled PyTorch.
 
     The first call with arguments of new shapes is Pyro's own step, with Pyro's validation. The second call runs model,
-    guide and objective once more under a tracer, which keeps loss, gradients and (for :func:`pyro_vae.Adam`) the
-    parameters' update as one graph of tensor operations. That graph is compiled and is all that runs from then on.
+    guide and objective once more under a tracer, which keeps loss and gradients as one graph of tensor operations. That
+    graph is compiled, and it and the parameters' update (for :func:`pyro_vae.Adam`, torch's fused kernel) are all that
+    runs from then on.
 
     - Tensors among the arguments are inputs of the graph: a :math:`\beta` that warms up is a 0-dim tensor. Python
-      values
-      are part of the key, and so are shapes, dtypes and training flags: each combination is captured by itself, at its
-      second call, ``max_captures`` of them at most; whatever else comes is run by Pyro.
+      values are part of the key, and so are shapes, dtypes and training flags: each combination is captured by itself,
+      at its second call, ``max_captures`` of them at most; whatever else comes is run by Pyro.
     - A parameter that is replaced, moved, frozen or unfrozen, a module's attribute that changes, a closed-over variable
       bound to another value: noticed, and captured anew. See :class:`pyro_vae.infer.snapshot.Snapshot` for what is
       watched. Not noticed is what changes inside a list, a dictionary or a numpy array; ``check_steps`` finds that.
@@ -49,13 +50,12 @@ class CompiledSVI(SVI):
     Args:
         model: callable with Pyro primitives, of static structure.
         guide: the same, or an ``AutoGuide``.
-        optim: any ``pyro.optim.PyroOptim``; the update of :func:`pyro_vae.Adam` becomes part of the graph.
+        optim: any ``pyro.optim.PyroOptim``; with :func:`pyro_vae.Adam` no step waits for the device.
         loss: a ``pyro.infer.ELBO``, or a function as ``pyro.infer.SVI`` takes it.
         loss_and_grads: a function as ``pyro.infer.SVI`` takes it, if ``loss`` is one.
         compile: True; ``"graph"`` to run the captured graph without compiling it; False to leave every step to Pyro.
         precision: ``"bf16"`` lets matrix products and convolutions take bfloat16 inputs; parameters, optimiser state
-            and
-            log-densities stay float32.
+            and log-densities stay float32.
         check_steps: the first so many captured steps are compared with Pyro's on the same random numbers.
         max_captures: how many graphs are kept.
 
@@ -104,12 +104,10 @@ class CompiledSVI(SVI):
         self.compile = compile
         self.precision = precision
         self.check_steps = check_steps
-        self.max_captures = max_captures
-        self._captures: dict[Hashable, list[Captured]] = {}
-        self._pending: dict[Hashable, Snapshot] = {}
+        self._graphs = Graphs(max_captures)
         self._params: dict[str, Tensor] = {}  # those of the last call that Pyro ran
-        self._checked = self._captured_calls = self._new_keys = self._changes = 0
-        self._said_full = self._said_untrained = False
+        self._checked = 0
+        self._said_untrained = False
 
     # -- Pyro's interface ------------------------------------------------------------------------------------------
 
@@ -157,7 +155,7 @@ class CompiledSVI(SVI):
     @property
     def captures(self) -> int:
         """How many graphs are kept now."""
-        return sum(len(found) for found in self._captures.values())
+        return len(self._graphs)
 
     # -- which way a call goes -------------------------------------------------------------------------------------
 
@@ -170,66 +168,24 @@ class CompiledSVI(SVI):
         device = next(iter(self._params.values())).device if self._params else None
         if device is not None and device.type == "cuda":  # a beta on the host would keep the step from one CUDA graph
             tensors = [t.to(device, non_blocking=True) if t.dim() == 0 else t for t in tensors]
-        for captured in self._captures.get(key, ()):
-            if captured.snapshot.change() is None:
-                if not captured.snapshot.registered():  # the store was cleared: Pyro fills it again
-                    return self._eagerly(kind, args, kwargs)[0]
-                self._captured_calls += 1
-                return captured(tensors)
-        pending = self._pending.get(key)
-        if pending is None or pending.change() is not None or not self._has_room(key):
-            self._say_why_not(key, pending)
-            if self._compiles(kind):
-                inductor()
-            result, self._pending[key] = self._eagerly(kind, args, kwargs)
-            return result
-        captured = self._capture(kind, args, kwargs, tensors, pending)
-        del self._pending[key]
-        self._captures.setdefault(key, []).append(captured)
-        self._captured_calls += 1
-        return captured(tensors)
+        graph = self._graphs.find(key)
+        if graph is not None and not graph.snapshot.registered():  # the store was cleared: Pyro fills it again
+            return self._eagerly(kind, args, kwargs)[0]
+        if graph is None:
+            before = self._graphs.to_capture(key)
+            if before is None:
+                if self._compiles(kind):
+                    inductor()
+                result, snapshot = self._eagerly(kind, args, kwargs)
+                self._graphs.seen(key, snapshot)
+                return result
+            graph = self._capture(kind, args, kwargs, tensors, before)
+            self._graphs.keep(key, graph)
+        self._graphs.calls += 1
+        return graph(tensors)
 
     def _compiles(self, kind: str) -> bool:
         return self.compile is True and kind != "loss"  # a look at data would seldom repay the compiler's time
-
-    def _has_room(self, key: Hashable) -> bool:
-        if self.captures >= self.max_captures:  # graphs of this key that hold no longer make way
-            self._captures[key] = [c for c in self._captures.get(key, ()) if c.snapshot.change() is None]
-        if self.captures < self.max_captures:
-            return True
-        if not self._said_full:
-            self._said_full = True
-            warnings.warn(
-                f"max_captures={self.max_captures} graphs are kept already; calls with further shapes or Python "
-                "values are "
-                "run by Pyro. Pass values that change as tensors, or raise max_captures.",
-                stacklevel=5,
-            )
-        return False
-
-    def _say_why_not(self, key: Hashable, pending: Snapshot | None) -> None:
-        """Warns, once, when call after call is left to Pyro."""
-        change = pending.change() if pending is not None else None
-        if pending is None:
-            self._new_keys += 1
-        elif change is not None:
-            self._changes += 1
-        if self._changes == 20:
-            self._changes += 1
-            warnings.warn(
-                f"steps are not captured, since state that they may depend on differs from call to call: {change}. "
-                "Pass it as a tensor argument, or use compile=False to leave every step to Pyro.",
-                stacklevel=5,
-            )
-        if self._new_keys == 8 * self.max_captures:
-            self._new_keys += 1
-            warnings.warn(
-                f"{self._new_keys - 1} calls came with shapes or Python values not seen before and were run by Pyro. "
-                "Pass values that change as tensors, torch.tensor(beta) for instance.",
-                stacklevel=5,
-            )
-        if len(self._pending) > 16 * self.max_captures:
-            self._pending.clear()
 
     # -- by Pyro ---------------------------------------------------------------------------------------------------
 
@@ -270,7 +226,7 @@ class CompiledSVI(SVI):
 
     def _capture(
         self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor], before: Snapshot
-    ) -> "Captured":
+    ) -> Captured:
         """Captures and compiles one graph; ``before`` is the snapshot taken after the eager run."""
         started = time.perf_counter()
         found: list[Traced] = []  # what the tracing run met
@@ -346,9 +302,9 @@ class CompiledSVI(SVI):
         with undone(self._params.values()):
             expected, params = self._pyro("backward", args, kwargs)
             expected_grads = {name: p.grad for name, p in params.items()}
-        before = self._captured_calls
+        before = self._graphs.calls
         loss, values = self._run("backward", args, kwargs)
-        if self._captured_calls > before:
+        if self._graphs.calls > before:
             self._checked += 1
             compare(numbers(loss), numbers(expected), expected_grads, params, self.precision)
         loss = self._apply(loss, values)

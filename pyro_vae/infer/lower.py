@@ -31,6 +31,8 @@ def compiled(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor]) ->
         held: tensors that every call brings again, at the same address.
         inputs: tensors like those of later calls.
     """
+    for node in graph.graph.find_nodes(op="placeholder"):
+        node.meta.pop("val", None)  # each of a mode of its own, which the compiler would take for a mistake
     try:
         compiler = inductor()
         # What torch's own code warns of while it compiles (deprecated parts of its own) is nothing a user could mend.

@@ -200,9 +200,9 @@ class FusedOptim(PyroOptim):
             found = next((group for asked, group in self._groups if asked == options), None)
             if found is None and self.scheduler is not None:
                 raise ValueError(
-                    f"parameter {self._names[p]!r} appeared after the learning-rate scheduler was made, with options "
-                    "of "
-                    f"its own: {options}. Give it the options of an earlier parameter, or drop the scheduler."
+                    f"parameter {self._names[p]!r} appeared after the learning-rate scheduler was made, with "
+                    f"options of its own: {options}. Give it the options of an earlier parameter, or drop the "
+                    "scheduler."
                 )
             if found is not None:
                 found["params"].append(p)

@@ -20,12 +20,10 @@ class Snapshot:
     """The plain values, tensors (by identity) and submodules that some functions can see, as they are now.
 
     Watched are the attributes of every ``nn.Module`` reached from the functions (training flags, parameters, buffers
-    and
-    submodules among them) or called while :func:`calls_of` listened, their closures, defaults and the globals they
-    name,
-    and where each parameter lives, whether it asks for a gradient, and its place in Pyro's store. The *contents* of
-    lists,
-    dictionaries and numpy arrays are not watched, nor what a helper object keeps under a name the functions do not use.
+    and submodules among them) or called while :func:`calls_of` listened, their closures, defaults and the globals they
+    name, and where each parameter lives, whether it asks for a gradient, and its place in Pyro's store. The *contents*
+    of lists, dictionaries and numpy arrays are not watched, nor what a helper object keeps under a name that the
+    functions do not use.
 
     Args:
         functions: model, guide, objective.

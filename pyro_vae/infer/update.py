@@ -116,15 +116,19 @@ _STATE = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 def update(optim: PyroOptim, losses: Iterable[Tensor], params: list[Tensor]) -> None:
     """The same on the host, for any optimiser: a step from the ``.grad`` of ``params``, which it then clears.
 
-    Where a loss is not finite (see :func:`pyro_vae.infer.losses.marked`) nothing moves but the learning-rate schedule,
-    which counts steps as they are asked for.
+    It is skipped where a loss is not finite (see :func:`pyro_vae.infer.losses.marked`).
     """
-    if all(bool(torch.isfinite(loss)) for loss in losses):
+    step_or_skip(optim, params, all(bool(torch.isfinite(loss)) for loss in losses))
+    for p in params:
+        p.grad = None
+
+
+def step_or_skip(optim: PyroOptim, params: Iterable[Tensor], finite: bool) -> None:
+    """A step, if ``finite``; else nothing moves but the learning-rate schedule, which counts steps as asked for."""
+    if finite:
         optim(set(params))
     elif isinstance(optim, FusedOptim):
         optim.step_scheduler()
-    for p in params:
-        p.grad = None
 
 
 def all_finite(losses: list[Tensor], grads: list[Tensor]) -> Tensor:

@@ -280,6 +280,16 @@ def test_handlers_around_a_step_are_heeded() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_step_with_several_inputs_compiles_at_the_first_try(precision: Any, caplog: pytest.LogCaptureFixture) -> None:
+    vae = SmallVAE()
+    svi = CompiledSVI(vae.model, vae.guide, Adam({"lr": 0.01}), Trace_ELBO(), precision=precision)
+    with caplog.at_level(logging.DEBUG, logger="pyro_vae.infer"):
+        train(svi, [binary()] * 3, beta=torch.tensor(0.5))
+    assert [record.levelname for record in caplog.records] == ["INFO"]  # what was captured, and no failure
+
+
+@pytest.mark.slow
 def test_without_a_compiler_the_graph_runs_uncompiled_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch._inductor
 

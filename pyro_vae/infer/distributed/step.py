@@ -13,6 +13,7 @@ import torch.distributed as dist
 from pyro.infer.util import zero_grads
 from torch import Tensor
 
+from ..update import step_or_skip
 from .processes import waiting_for_others, world_size
 
 __all__ = ["JointStep", "Totals"]
@@ -100,8 +101,8 @@ class JointStep:
             except Exception as error:  # the others are told, and then it is raised
                 failure, loss = error, math.nan
         totals, trained = self._sum(loss, weight, used, [rows, divisor, len(args) > 0, self.stop()])
-        if failure is None and totals.taking_part and math.isfinite(totals.loss):
-            self.svi.optim(trained)
+        if failure is None and totals.taking_part:
+            step_or_skip(self.svi.optim, trained, math.isfinite(totals.loss))
         self._clear()
         if failure is not None:
             raise failure
