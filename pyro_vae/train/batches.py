@@ -5,24 +5,29 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from . import generators
+from .signals import Interrupted, PoliteStop
 
 __all__ = [
     "arguments",
     "batch_size",
     "batches_from",
+    "fetched",
     "naming_the_batch",
     "number_of",
     "require_arguments",
     "require_iterable",
 ]
 
+_ENDED = object()
 
-def batches_from(batches: Any, epoch: int, first: int, epoch_state: dict[str, Any]) -> Iterator[Any]:
+
+def batches_from(batches: Any, epoch: int, first: int, epoch_state: dict[str, Any], stop: PoliteStop) -> Iterator[Any]:
     """The batches of an epoch, from number ``first`` on.
 
     ``pyro_vae.data.Batches`` (anything with ``iterate(epoch, start)``) goes there directly. Any other iterable is put
@@ -34,7 +39,54 @@ def batches_from(batches: Any, epoch: int, first: int, epoch_state: dict[str, An
         epoch: number of the epoch, from 0.
         first: number of batches of this epoch that were trained on already.
         epoch_state: state of all generators when the epoch began.
+        stop: see ``fetched``.
     """
+    return fetched(batches, partial(_begun, batches, epoch, first, epoch_state), stop)
+
+
+def fetched(batches: Any, begin: Callable[[], Iterator[Any]], stop: PoliteStop) -> Iterator[Any]:
+    """The batches of an iterator over ``batches``.
+
+    Args:
+        batches: the iterable.
+        begin: makes the iterator.
+        stop: whether the run is asked to stop, which is what counts where a batch cannot be had.
+
+    Raises:
+        Interrupted: the run is asked to stop, and a batch cannot be had. All is as it was after the last batch.
+        RuntimeError: a worker of a ``DataLoader`` died.
+    """
+    own = generators.own_generators(batches)
+    before = generators.get_state(own)
+    try:
+        iterator = stop.fetch(partial(_from_workers, batches, begin))
+        get = partial(_from_workers, batches, partial(next, iterator, _ENDED))
+        batch = stop.fetch(get)
+    except Interrupted:
+        # A loader draws its order, and the seeds of its workers, when it is begun; it will be begun again.
+        generators.set_state(before, own)
+        raise
+    while batch is not _ENDED:
+        yield batch
+        batch = stop.fetch(get)
+
+
+def _from_workers(batches: Any, get: Callable[[], Any]) -> Any:
+    try:
+        return get()
+    except (EOFError, OSError) as error:
+        # The end of a worker may show in the broken connection to it before torch has noticed it. An error that was
+        # raised in a worker says so in its message.
+        if not getattr(batches, "num_workers", 0) or "DataLoader worker" in str(error):
+            raise
+        raise RuntimeError(
+            "a DataLoader worker died: expected a batch from it, the connection to it broke "
+            f"({type(error).__name__}: {error}). It was killed, for want of memory for instance, or crashed: fewer "
+            "workers or smaller batches need less memory, and num_workers=0 shows where it crashes."
+        ) from error
+
+
+def _begun(batches: Any, epoch: int, first: int, epoch_state: dict[str, Any]) -> Iterator[Any]:
     if hasattr(batches, "iterate"):
         return iter(batches.iterate(epoch, first))
     sampler: Any = getattr(batches, "sampler", None)
@@ -42,19 +94,15 @@ def batches_from(batches: Any, epoch: int, first: int, epoch_state: dict[str, An
         sampler.set_epoch(epoch)
     if not first:
         return iter(batches)
-    own = generators.own_generators(batches)
-    now = generators.get_state(own)
-    generators.set_state(epoch_state, own)
-    iterator = iter(batches)
-    for position in range(first):
-        try:
-            next(iterator)
-        except StopIteration:
-            raise ValueError(
-                f"train: expected the data that the checkpoint was made with, {first} batches of epoch {epoch + 1} "
-                f"or more, got {position}. Resume with the same data and batch size."
-            ) from None
-    generators.set_state(now)  # their own generators are where those batches left them
+    with generators.preserved():  # their own generators stay where those batches leave them
+        generators.set_state(epoch_state, generators.own_generators(batches))
+        iterator = iter(batches)
+        for position in range(first):
+            if next(iterator, _ENDED) is _ENDED:
+                raise ValueError(
+                    f"train: expected the data that the checkpoint was made with, {first} batches of epoch "
+                    f"{epoch + 1} or more, got {position}. Resume with the same data and batch size."
+                )
     return iterator
 
 

@@ -21,7 +21,7 @@ from .history import History
 from .nonfinite import refuse, restore
 from .run import Run
 from .schedules import Schedule, require_schedules
-from .signals import PoliteStop
+from .signals import Interrupted, PoliteStop
 from .state import state_of
 
 __all__ = ["fit"]
@@ -130,8 +130,11 @@ def fit(
     can_stop_politely = any(isinstance(callback, Checkpoint) for callback in callbacks)
     with ExitStack() as stack:
         # First of all: the workers of a data loader, which the first batch starts, inherit it.
-        stop = stack.enter_context(PoliteStop(enabled=can_stop_politely))
-        run.open(None if found is None else found[1])
+        run.stop = stack.enter_context(PoliteStop(enabled=can_stop_politely))
+        try:
+            run.open(None if found is None else found[1])
+        except Interrupted:  # nothing was trained that could be saved
+            raise _stopped(run, callbacks) from None
         distributed.same_start(run.parameters, run.modules)
         if resume is not None and distributed.rank() == 0:
             what = (
@@ -143,10 +146,10 @@ def fit(
         hooks.start(run)
         stack.enter_context(before_update(svi, lambda loss: refuse(run, loss)))
         if distributed.world_size() > 1:
-            run.joint = distributed.JointStep(svi, run.parameters, stop=lambda: stop.signal is not None)
+            run.joint = distributed.JointStep(svi, run.parameters, stop=lambda: run.stop.signal is not None)
         bar = stack.enter_context(_bar(run, progress and distributed.rank() == 0))
         try:
-            interrupted = _train(run, bar, stop, restoring=on_nonfinite == "restore")
+            interrupted = _train(run, bar, restoring=on_nonfinite == "restore")
             run.status = "interrupted" if interrupted else "finished"
         except BaseException:
             run.status = "failed"
@@ -154,9 +157,7 @@ def fit(
         finally:
             hooks.end(run)
     if interrupted:
-        directory = next(callback.directory for callback in callbacks if isinstance(callback, Checkpoint))
-        print(f"pyro_vae: stopped at {run.where}. Go on with fit(..., resume={str(directory)!r}).", file=sys.stderr)
-        raise SystemExit(128 + (stop.signal or signal.SIGTERM))
+        raise _stopped(run, callbacks)
     return run.history
 
 
@@ -170,22 +171,14 @@ def _require_svi(svi: Any, names: tuple[str, ...]) -> None:
         )
 
 
-def _train(run: Run, bar: Any, stop: PoliteStop, *, restoring: bool) -> bool:
+def _train(run: Run, bar: Any, *, restoring: bool) -> bool:
     """Train to the end, or (``True``) to a polite stop."""
     while run.epoch < run.epochs and not run.stopping:
         if restoring and run.batch == 0:
             run.snapshot = state_of(run)
         try:
-            for _ in run.steps():
-                run.callbacks.step_end(run)
-                # A look at the loss waits for the device, so it is taken only when the bar is drawn anyway.
-                if bar.update():
-                    _describe(bar, run)
-                # Several processes stop after the same step, which they agreed on in it.
-                if run.joint.stopping if run.joint is not None else stop.signal is not None:
-                    run.refuse_nonfinite()
-                    return True
-            run.finish_epoch()
+            if not _finish_epoch(run, bar):
+                return True
         except NotFinite as error:
             restore(run, error, restoring)
             bar.update(run.step - bar.n)
@@ -194,11 +187,38 @@ def _train(run: Run, bar: Any, stop: PoliteStop, *, restoring: bool) -> bool:
             bar.total = run.epochs * run.batches_per_epoch
         _describe(bar, run)
         run.callbacks.epoch_end(run)
-        wishes = distributed.gather((run.stopping, stop.signal is not None))
+        wishes = distributed.gather((run.stopping, run.stop.signal is not None))
         run.stopping, interrupted = map(any, zip(*wishes, strict=True))
         if interrupted:
             return True
     return False
+
+
+def _finish_epoch(run: Run, bar: Any) -> bool:
+    """Train for the rest of an epoch; ``False`` after a polite stop."""
+    try:
+        for _ in run.steps():
+            run.callbacks.step_end(run)
+            # A look at the loss waits for the device, so it is taken only when the bar is drawn anyway.
+            if bar.update():
+                _describe(bar, run)
+            # Several processes stop after the same step, which they agreed on in it.
+            if run.joint.stopping if run.joint is not None else run.stop.signal is not None:
+                break
+        else:
+            run.finish_epoch()
+            return True
+    except Interrupted:
+        pass  # as good a place to stop as the end of a step
+    run.refuse_nonfinite()
+    return False
+
+
+def _stopped(run: Run, callbacks: Sequence[Any]) -> SystemExit:
+    """Say how to go on after a polite stop; the exception that ends the process."""
+    directory = next(callback.directory for callback in callbacks if isinstance(callback, Checkpoint))
+    print(f"pyro_vae: stopped at {run.where}. Go on with fit(..., resume={str(directory)!r}).", file=sys.stderr)
+    return SystemExit(128 + (run.stop.signal or signal.SIGTERM))
 
 
 def _bar(run: Run, progress: bool) -> Any:

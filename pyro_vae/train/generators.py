@@ -47,13 +47,13 @@ def set_state(state: dict[str, Any], own: list[torch.Generator] | None = None) -
 
 
 @contextmanager
-def preserved() -> Iterator[None]:
-    """Leave every generator as it was."""
-    state = get_state()
+def preserved(own: list[torch.Generator] | None = None) -> Iterator[None]:
+    """Leave every generator as it was, ``own`` ones included."""
+    state = get_state(own)
     try:
         yield
     finally:
-        set_state(state)
+        set_state(state, own)
 
 
 @contextmanager

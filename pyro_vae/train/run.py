@@ -23,6 +23,7 @@ from .history import History
 from .nonfinite import understood
 from .parts import parts_of, weights_of
 from .schedules import Schedule, values_at
+from .signals import PoliteStop
 from .state import begin_from, put_back, undone
 from .validation import validation_elbo
 
@@ -90,6 +91,7 @@ class Run:
         self._take_step = getattr(svi, "update", None) or svi.step
         self.calls = Calls() if hasattr(svi, "update") else None
         self.joint: JointStep | None = None  # takes the steps where several processes train together
+        self.stop = PoliteStop(enabled=False)
         self._batches: Iterator[Any] | None = None
         # The objective summed over the epoch's data so far, their number, and losses that were not looked at yet.
         self._loss_sum = 0.0
@@ -138,7 +140,7 @@ class Run:
             if self.epoch < self.epochs:
                 args = self._first_arguments()
             else:  # nothing to train: a batch is looked at, and no generator moves
-                with generators.preserved():
+                with generators.preserved(generators.own_generators(self.train)):
                     args = self._first_arguments()
             require_arguments("train", args, self.svi.model)
             self._set_values()
@@ -160,8 +162,8 @@ class Run:
             self._batches = chain([first], self._batches)
         elif self.batch:  # stopped between the last step of an epoch and its end: any batch will do
             self._batches = iter(())
-            with generators.preserved():
-                first = next(batches_from(self.train, self.first_epoch + self.epoch, 0, {}), None)
+            with generators.preserved(generators.own_generators(self.train)):
+                first = next(batches_from(self.train, self.first_epoch + self.epoch, 0, {}, self.stop), None)
         if first is None:
             raise self._no_batch()
         return arguments(first, self.transform)
@@ -171,7 +173,8 @@ class Run:
             self.epoch_generators = generators.get_state(generators.own_generators(self.train))
             self._loss_sum, self._count, self._seconds = 0.0, 0, 0.0
         self._clock = time.perf_counter()
-        self._batches = batches_from(self.train, self.first_epoch + self.epoch, self.batch, self.epoch_generators)
+        epoch = self.first_epoch + self.epoch
+        self._batches = batches_from(self.train, epoch, self.batch, self.epoch_generators, self.stop)
 
     def steps(self) -> Iterator[None]:
         """Take the steps that the current epoch still has, yielding after each."""

@@ -35,8 +35,9 @@ def images(n: int = N, seed: int = 0) -> torch.Tensor:
 def batches(kind: str) -> Any:
     if kind == "loader":
         return DataLoader(TensorDataset(pv.data.binarise(images(), seed=1)), batch_size=16, shuffle=True)
-    if kind == "workers":
-        return DataLoader(TensorDataset(pv.data.binarise(images(), seed=1)), batch_size=16, shuffle=True, num_workers=2)
+    if kind in ("fork", "forkserver"):
+        dataset = TensorDataset(pv.data.binarise(images(), seed=1))
+        return DataLoader(dataset, batch_size=16, shuffle=True, num_workers=2, multiprocessing_context=kind)
     return pv.data.Batches(images(), batch_size=16, shuffle=True, seed=3, transform=pv.data.binarise)
 
 

@@ -98,17 +98,18 @@ def kill_a_worker() -> list[Any]:
 
 
 @pytest.mark.slow
-def test_a_worker_dies(tmp_path: Path) -> None:
-    whole = start(tmp_path / "whole", data="workers", checkpoint=False)
+@pytest.mark.parametrize("workers", ["fork", "forkserver"])
+def test_a_worker_dies(workers: str, tmp_path: Path) -> None:
+    whole = start(tmp_path / "whole", data=workers, checkpoint=False)
     log = tmp_path / "log"
-    process = start(tmp_path / "run", data="workers", callbacks=kill_a_worker, log=str(log))
+    process = start(tmp_path / "run", data=workers, callbacks=kill_a_worker, log=str(log))
     assert finish(process) == 1
     text = log.read_text()
     assert "DataLoader worker" in text
     assert "in train, epoch 2, batch" in text
     last = steps(tmp_path / "run")[-1]
     assert 10 <= last <= 16  # batches fetched before the death may still have been trained on
-    process = start(tmp_path / "run", data="workers")
+    process = start(tmp_path / "run", data=workers)
     assert finish(process) == 0
     assert finish(whole) == 0
     assert result(tmp_path / "run") == result(tmp_path / "whole")

@@ -75,16 +75,25 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_reaches_the_workers_too_and_leaves_none_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("workers", ["fork", "forkserver"])  # a forked one alone outlives SIGINT
+def test_a_signal_reaches_the_workers_too_and_leaves_none_behind(
+    workers: str, number: int, code: int, tmp_path: Path
+) -> None:
+    whole = start(tmp_path / "whole", data=workers, checkpoint=False)
     log = tmp_path / "log"
-    process = start(tmp_path / "run", data="workers", callbacks=slow, log=str(log), prepare=own_session)
+    process = start(tmp_path / "run", data=workers, callbacks=slow, log=str(log), prepare=own_session)
     wait_for(lambda: len(steps(tmp_path / "run")) > 0, process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
-    assert finish(process) == 130
+    os.killpg(process.pid, number)  # as a terminal does, or a scheduler: to the whole group
+    assert finish(process) == code
+    assert "Go on with fit" in log.read_text()
     deadline = time.monotonic() + 10
     while _group(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert _group(process.pid) == []
+    assert finish(start(tmp_path / "run", data=workers)) == 0
+    assert finish(whole) == 0
+    assert result(tmp_path / "run") == result(tmp_path / "whole")
 
 
 def _group(leader: int) -> list[int]:

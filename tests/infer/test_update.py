@@ -1,4 +1,4 @@
-"""A captured step's update is torch's own, whatever its options, and nothing but the schedule moves where it is skipped."""
+"""A captured step is updated as torch does it, whatever the options; where it is skipped, the schedule alone moves."""
 
 import copy
 from typing import Any
