@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
             adam,
             args.learning_rate,
             total_steps=total_steps,
-            pct_start=0.1,
+            pct_start=0.1 if total_steps > 10 else 0.3,  # a tenth of 10 steps, and OneCycleLR divides by zero
             anneal_strategy="linear",
             cycle_momentum=False,
         ),
