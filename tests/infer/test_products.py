@@ -36,8 +36,16 @@ def test_a_tensor_is_cast_once_though_used_as_it_is_and_transposed() -> None:
         assert torch.equal(got, expected)
 
 
-def test_either_library_gives_the_same_product() -> None:
+def test_large_products_go_to_onednn_by_their_shape_alone() -> None:
+    def function(a: Tensor, b: Tensor, bias: Tensor) -> list[Tensor]:
+        return [a @ b, torch.addmm(bias, a, b), a[:3] @ b]
+
     a, b, bias = torch.randn(130, 120), torch.randn(120, 140), torch.randn(140)
-    graph = choose_products(make_fx(lambda a, b, bias: [a @ b, torch.addmm(bias, a, b)])(a, b, bias))
-    for got, want in zip(graph(a, b, bias), [a.double() @ b.double(), bias + a.double() @ b.double()], strict=True):
+    graph = choose_products(make_fx(function)(a, b, bias))
+    targets = [node.target for node in graph.graph.nodes]
+    if torch.backends.mkldnn.is_available():
+        assert targets.count(torch.ops.pyro_vae.onednn_mm.default) == 2
+    assert targets.count(aten.mm.default) == (1 if torch.backends.mkldnn.is_available() else 2)
+    exact = [t.double() for t in (a, b, bias)]
+    for got, want in zip(graph(a, b, bias), function(*exact), strict=True):
         assert torch.allclose(got.double(), want, atol=1e-3)
