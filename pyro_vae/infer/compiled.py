@@ -157,6 +157,11 @@ class CompiledSVI(SVI):
         """How many graphs are kept now."""
         return len(self._graphs)
 
+    @property
+    def max_captures(self) -> int:
+        """How many graphs are kept at most."""
+        return self._graphs.most
+
     # -- which way a call goes -------------------------------------------------------------------------------------
 
     def _run(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -175,7 +180,7 @@ class CompiledSVI(SVI):
             before = self._graphs.to_capture(key)
             if before is None:
                 if self._compiles(kind):
-                    inductor()
+                    inductor(on_cpu=all(t.device.type == "cpu" for t in tensors))
                 result, snapshot = self._eagerly(kind, args, kwargs)
                 self._graphs.seen(key, snapshot)
                 return result

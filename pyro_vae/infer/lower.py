@@ -33,14 +33,14 @@ def compiled(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor]) ->
     """
     for node in graph.graph.find_nodes(op="placeholder"):
         node.meta.pop("val", None)  # each of a mode of its own, which the compiler would take for a mistake
+    on_cpu = all(t.device.type == "cpu" for t in (*held, *inputs))
     try:
-        compiler = inductor()
+        compiler = inductor(on_cpu)
         # What torch's own code warns of while it compiles (deprecated parts of its own) is nothing a user could mend.
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             run: Run
             try:
-                on_cpu = all(t.device.type == "cpu" for t in (*held, *inputs))
                 run = compiler.compile(graph, [*held, *inputs], options=_OPTIONS | (FAST_CPU if on_cpu else {}))
             except Exception:
                 logger.debug("compilation failed with the faster options", exc_info=True)

@@ -21,18 +21,24 @@ extern "C" void inductor_entry_impl(AtenTensorHandle* inputs, AtenTensorHandle* 
 """
 
 
-def inductor() -> Any:
-    """``torch._inductor``, which takes a second or two to import; the first call begins to precompile its headers.
+def inductor(on_cpu: bool) -> Any:
+    """``torch._inductor``, which takes a second or two to import; for the CPU its headers begin to be precompiled.
 
     That is done in a thread, by the C++ compiler's process, once for each release of PyTorch: they are kept on disk.
     """
+    module = _imported()
+    if on_cpu:
+        _begin_headers(os.getpid())  # a forked process has none of its parent's threads
+    return module
+
+
+@functools.cache
+def _imported() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own use of what it deprecates
         # All of it here: two threads that import these modules at once would meet half-made ones.
         import torch._dynamo
         from torch._inductor import codecache, compile_fx  # noqa: F401
-
-    _begin_headers(os.getpid())  # a forked process has none of its parent's threads
     return torch._inductor
 
 
