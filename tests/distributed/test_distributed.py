@@ -104,6 +104,13 @@ def test_who_has_no_data_left_takes_part(two):
     assert_close(first["weights"], second["weights"], rtol=0, atol=0)
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads the threads' names from Linux")
+def test_the_exchange_s_threads_end_with_the_block(two):
+    for result in two:  # one that holds tensors when the interpreter ends aborts it, now and then
+        assert result["threads"]
+        assert not [name for name in result["threads"] if "gloo" in name]
+
+
 def test_functions_are_called_in_the_first_process_alone(two):
     assert two[0]["uneven"]["seen"] == [5, 10]
     assert two[1]["uneven"]["seen"] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 import uuid
@@ -68,11 +69,18 @@ def processes(*, timeout: float = 300.0) -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    # Functions in there take the group of the moment of import for a default argument: imported later (Pyro does, at
+    # its first plate), they would keep it, and its threads, beyond their end, to abort the interpreter's.
+    importlib.import_module("torch.distributed.nn.functional")
     store, number, count = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
     store = _of_this_life(store, number, count, timeout)
     dist.init_process_group(store=store, rank=number, world_size=count, timeout=timedelta(seconds=timeout))
-    yield
-    dist.destroy_process_group()  # not after an exception: it may wait for processes that are no more
+    try:
+        yield
+    except SystemExit:  # a polite stop, after the same step in all of them
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()  # not after another exception: it may wait for processes that are no more
 
 
 def _of_this_life(store: dist.Store, number: int, count: int, timeout: float) -> dist.Store:
