@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_vae.infer import TraceIWAE_ELBO
+from pyro_vae.infer import TraceIWAE_ELBO, TraceSTL_ELBO
 
 
 class Program(NamedTuple):
@@ -168,6 +168,7 @@ PROGRAMS: dict[str, Program] = {
     "mean field": Program(small_vae, TraceMeanField_ELBO, (binary(),)),
     "trace graph": Program(small_vae, TraceGraph_ELBO, (binary(),)),
     "importance weighted": Program(small_vae, lambda: TraceIWAE_ELBO(4), (binary(),)),
+    "sticking the landing": Program(small_vae, TraceSTL_ELBO, (binary(),)),
     "two particles": Program(small_vae, lambda: Trace_ELBO(num_particles=2), (binary(),)),
     "vectorised particles": Program(
         small_vae, lambda: Trace_ELBO(num_particles=3, vectorize_particles=True), (binary(),)
