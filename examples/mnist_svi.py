@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI
 from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -81,9 +81,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
         ),
     )
     svi = (
-        pv.CompiledSVI(vae.model, vae.guide, optimiser, Trace_ELBO(), precision=args.precision)
+        pv.CompiledSVI(vae.model, vae.guide, optimiser, pv.TraceSTL_ELBO(), precision=args.precision)
         if args.compile
-        else SVI(vae.model, vae.guide, optimiser, Trace_ELBO())
+        else SVI(vae.model, vae.guide, optimiser, pv.TraceSTL_ELBO())
     )
     begin = time.perf_counter()
     history = pv.fit(

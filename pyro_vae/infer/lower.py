@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_vae.infer.toolchain import FAST_CPU, inductor
+from pyro_vae.infer.toolchain import FAST_CPU, inductor, kept_on_disk
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def compiled(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor]) ->
     try:
         compiler = inductor(on_cpu)
         # What torch's own code warns of while it compiles (deprecated parts of its own) is nothing a user could mend.
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), kept_on_disk():
             warnings.simplefilter("ignore")
             run: Run
             try:

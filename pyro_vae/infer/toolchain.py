@@ -5,6 +5,7 @@ import logging
 import os
 import threading
 import warnings
+from contextlib import AbstractContextManager
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,18 @@ def inductor(on_cpu: bool) -> Any:
     if on_cpu:
         _begin_headers(os.getpid())  # a forked process has none of its parent's threads
     return module
+
+
+def kept_on_disk() -> AbstractContextManager[Any]:
+    """Inside, inductor looks for what it is to compile among what it compiled before, in other processes too.
+
+    It does so only where it finds the environment of symbolic shapes that torch.compile would have made.
+    """
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    return tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv())))
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import copy
 import logging
 import random
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -14,6 +15,7 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
+import pyro_vae as pv
 from pyro_vae.infer import Adam, CaptureError, CompiledSVI
 
 
@@ -288,6 +290,32 @@ def test_a_step_with_several_inputs_compiles_at_the_first_try(precision: Any, ca
         train(svi, [binary()] * 3, beta=torch.tensor(0.5))
     ours = [record.levelname for record in caplog.records if record.name.startswith("pyro_vae")]
     assert ours == ["INFO"]  # what was captured, and no failure
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_what_was_compiled_before_is_not_compiled_again(
+    precision: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    x = (torch.rand(100, 90) < 0.3).float()  # large enough for oneDNN's products
+    found, losses = [], []
+    for _ in range(2):
+        counters.clear()
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        vae = pv.VAE(
+            pv.StandardNormalPrior(3),
+            pv.BernoulliLikelihood(pv.MLP(3, 90, hidden_dims=(128, 128))),
+            pv.DiagonalNormalPosterior(pv.MLP(90, 6, hidden_dims=(128, 128))),
+        )
+        svi = CompiledSVI(vae.model, vae.guide, Adam({"lr": 0.01}), Trace_ELBO(), precision=precision)
+        losses.append(train(svi, [x] * 4))
+        found.append((counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_cache_hit"]))
+    assert found == [(1, 0), (0, 1)]
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.slow
