@@ -161,7 +161,7 @@ def load_images(args: argparse.Namespace) -> pv.data.Images:
         sys.exit(f"error: {error}")
     small = images.name == "digits"
     # Sizes that fit the data, where none was asked for.
-    args.epochs = args.epochs or (200 if small else 20)
+    args.epochs = args.epochs or (200 if small else 15)
     args.batch_size = args.batch_size or (64 if small else 200)
     args.validation = 100 if small else 1000
     if args.smoke:
@@ -218,7 +218,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--likelihood", choices=list(LIKELIHOODS), default="bernoulli", help="p(x|z); bernoulli binarises the pixels")
     add("--latent-dim", type=positive_int, default=40, help="dimensions of z")
     add("--hidden-dims", type=positive_int, nargs="+", default=[500, 500], help="encoder's hidden layers, mirrored")
-    add("--epochs", type=positive_int, help="passes over the training data (default: 20; digits: 200)")
+    add("--epochs", type=positive_int, help="passes over the training data (default: 15; digits: 200)")
     add("--batch-size", type=positive_int, help="data in a step (default: 200; digits: 64)")
     add("--learning-rate", type=positive_float, default=4e-3, help="peak of Adam's one-cycle schedule")
     add("--beta-warmup", type=non_negative_float, default=3.0, help="epochs in which the KL term's weight rises to 1")

@@ -47,11 +47,7 @@ def share_casts(graph: fx.GraphModule) -> fx.GraphModule:
     for node in list(graph.graph.nodes):
         if node.target is not aten._to_copy.default or node.kwargs != {"dtype": torch.bfloat16}:
             continue
-        source: Any = node.args[0]
-        transposed = False
-        while source.target in (aten.t.default, aten.detach.default, aten.alias.default):
-            transposed ^= source.target is aten.t.default
-            source = source.args[0]
+        source, transposed = behind_views(node.args[0])
         if source not in cast:
             with graph.graph.inserting_after(source):
                 cast[source] = graph.graph.call_function(aten._to_copy.default, (source,), dict(node.kwargs))
@@ -66,6 +62,15 @@ def share_casts(graph: fx.GraphModule) -> fx.GraphModule:
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+def behind_views(node: Any) -> tuple[Any, bool]:
+    """The node that this one shows, and whether it does so transposed."""
+    transposed = False
+    while node.target in (aten.t.default, aten.detach.default, aten.alias.default):
+        transposed ^= node.target is aten.t.default
+        node = node.args[0]
+    return node, transposed
 
 
 def choose_products(graph: fx.GraphModule) -> fx.GraphModule:

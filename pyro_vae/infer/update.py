@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from pyro_vae.infer.optim import FusedOptim
+from pyro_vae.infer.products import behind_views
 
 
 class GuardedAdam:
@@ -148,13 +149,12 @@ def cheapen_checks(graph: fx.GraphModule) -> fx.GraphModule:
     short sums in place of one over every weight.
     """
     aten = torch.ops.aten
-    views = (aten.detach.default, aten.t.default, aten.alias.default, aten._to_copy.default)
     for node in list(graph.graph.nodes):
         if node.target is not aten.sum.default or node.args[0].target is not aten.abs.default:
             continue
-        product = node.args[0].args[0]
-        while product.target in views:  # a cast keeps finite what is
-            product = product.args[0]
+        product, _ = behind_views(node.args[0].args[0])
+        if product.target is aten._to_copy.default:  # a cast keeps finite what is
+            product, _ = behind_views(product.args[0])
         if product.target is not aten.mm.default:
             continue
         sizes = [n.meta["val"].numel() for n in (*product.args, product)]

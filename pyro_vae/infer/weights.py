@@ -133,8 +133,7 @@ def _check_match(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> No
         if not site["is_observed"] and site["infer"].get("enumerate"):
             raise ValueError(
                 f"site {name!r} is marked for enumeration, and importance weights need a draw of every latent "
-                "variable. "
-                "Train with pyro.infer.TraceEnum_ELBO, or sample the site in the guide without the mark."
+                "variable. Train with pyro.infer.TraceEnum_ELBO, or sample the site in the guide without the mark."
             )
     for name, site in model_sites.items():
         if not site["is_observed"] and name not in guide_sites:
@@ -159,8 +158,7 @@ def _data_plate(sites: list[Any]) -> tuple[int, float]:
             if subsampled or (frame.vectorized and frame.dim != -1):
                 raise ValueError(
                     f"site {site['name']!r} sits in plate {frame.name!r} at dim={frame.dim}: expected the data plate "
-                    "at "
-                    "dim=-1 alone (the particles take dim=-2). Make further dimensions part of the event: "
+                    "at dim=-1 alone (the particles take dim=-2). Make further dimensions part of the event: "
                     ".to_event(...)."
                 )
         data = [frame for frame in frames if frame.vectorized]
@@ -179,8 +177,7 @@ def _data_plate(sites: list[Any]) -> tuple[int, float]:
         raise ValueError(
             f"site {outside[0]['name']!r} is global (in no plate at dim=-1) while others sit in the data plate "
             f"{next(iter(plates))!r}: the weights do not factorise over the data. Move the site into the plate, make "
-            "it a "
-            "parameter, or use Trace_ELBO."
+            "it a parameter, or use Trace_ELBO."
         )
     sizes = {name: (int(frame.size), int(frame.full_size or frame.size)) for name, frame in plates.items()}
     if len(set(sizes.values())) > 1:
