@@ -37,14 +37,16 @@ def compiled(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor]) ->
     try:
         compiler = inductor(on_cpu)
         # What torch's own code warns of while it compiles (deprecated parts of its own) is nothing a user could mend.
-        with torch.no_grad(), warnings.catch_warnings(), kept_on_disk():
+        with torch.no_grad(), warnings.catch_warnings(), kept_on_disk([*held, *inputs]) as examples:
             warnings.simplefilter("ignore")
+            # How many threads is told for the sake of releases that took one number's program for another's.
+            fast = {**FAST_CPU, "cpp.threads": torch.get_num_threads()} if on_cpu else {}
             run: Run
             try:
-                run = compiler.compile(graph, [*held, *inputs], options=_OPTIONS | (FAST_CPU if on_cpu else {}))
+                run = compiler.compile(graph, examples, options=_OPTIONS | fast)
             except Exception:
                 logger.debug("compilation failed with the faster options", exc_info=True)
-                run = compiler.compile(graph, [*held, *inputs], options=_OPTIONS)
+                run = compiler.compile(graph, examples, options=_OPTIONS)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0][:200]
         logger.debug("compilation failed", exc_info=True)

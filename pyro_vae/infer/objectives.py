@@ -13,6 +13,7 @@ from pyro.infer.elbo import ELBO
 from pyro.infer.util import torch_item
 from pyro.util import warn_if_nan
 from torch import Tensor
+from torch.distributions import TransformedDistribution
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.infer.weights import weigh
@@ -27,15 +28,17 @@ class TraceSTL_ELBO(Trace_ELBO):
     .. math:: \nabla_\phi \log q_\phi(z_\phi(\epsilon)) =
         \nabla_z \log q_\phi(z) \, \nabla_\phi z_\phi(\epsilon) + (\nabla_\phi \log q_\phi)(z)
 
-    of which the score is zero on average: pure noise, and left out here. Where q is the exact posterior, what remains
-    is zero for *every* draw, and it becomes small as q comes near. The value is ``Trace_ELBO``'s, draw by draw.
+    of which the score is zero on average: pure noise, and left out here, for each latent variable given those that it
+    depends on. Where q is the exact posterior, and none of its latent variables depends on another, what remains is
+    zero for *every* draw; and it becomes small as q comes near. The value is ``Trace_ELBO``'s, draw by draw.
 
-    Where the score is not zero on average or cannot be told apart it stays in, as in ``Trace_ELBO``: latent variables
-    without a reparameterised sampler, a ``Delta`` that brings its own log-density, a distribution whose support depends
-    on the parameters (``Uniform``).
+    Where the score may be more than noise, or cannot be told apart, it stays in, as in ``Trace_ELBO``: latent variables
+    without a reparameterised sampler, straight-through ones, a ``Delta`` that brings its own log-density, a support
+    that depends on the parameters (``Uniform``), a plain ``TransformedDistribution`` (a flow), whose support and
+    inverse are not to be relied on.
 
     Args:
-        num_particles: as in ``pyro.infer.Trace_ELBO``, and so are all others.
+        num_particles: as in ``pyro.infer.Trace_ELBO``, and so are all other arguments.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -60,27 +63,38 @@ class TraceSTL_ELBO(Trace_ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
-        for site in guide_trace.nodes.values():
-            if site["type"] == "sample" and not site["is_observed"] and _score_is_noise(site["fn"]):
-                score = scale_and_mask(site["fn"].log_prob(site["value"].detach()), site["scale"], site["mask"])
-                log_prob, score_function, entropy = site["score_parts"]
-                site["score_parts"] = ScoreParts(log_prob, score_function, entropy - (score - score.detach()))
+        if torch.is_grad_enabled():
+            for site in guide_trace.nodes.values():
+                if site["type"] == "sample" and not site["is_observed"] and _score_is_noise(site["fn"], site["value"]):
+                    log_q = site["fn"].log_prob(site["value"].detach(), *site["args"], **site["kwargs"])
+                    score = scale_and_mask(log_q - log_q.detach(), site["scale"], site["mask"])
+                    log_prob, score_function, entropy = site["score_parts"]
+                    site["score_parts"] = ScoreParts(log_prob, score_function, entropy - score)
         return model_trace, guide_trace
 
 
-def _score_is_noise(fn: Any) -> bool:
-    """Whether the score of a distribution is zero on average, and its log-density all of its own parameters' doing."""
-    innermost = fn
-    while hasattr(innermost, "base_dist"):
-        innermost = innermost.base_dist
-    return fn.has_rsample and not isinstance(innermost, Delta) and not _depends_on_parameters(fn.support)
+def _score_is_noise(fn: Any, value: Tensor) -> bool:
+    """Whether a distribution's score at its own draws is zero on average, and can be had from its log-density."""
+    if not fn.has_rsample or hasattr(value, "_unquantize"):  # the mark of straight-through draws
+        return False
+    level = fn
+    while level is not None:
+        if isinstance(level, Delta) or getattr(type(level), "support", None) is TransformedDistribution.support:
+            return False
+        level = getattr(level, "base_dist", None)
+    try:
+        return not _depends_on_parameters(fn.support)
+    except NotImplementedError:
+        return False
 
 
 def _depends_on_parameters(constraint: Any) -> bool:
-    bounds = vars(constraint).values()
-    return any(bound.requires_grad for bound in bounds if isinstance(bound, Tensor)) or any(
-        _depends_on_parameters(bound) for bound in bounds if isinstance(bound, Constraint)
-    )
+    """Whether a bound of a support, or of a part of it, has a gradient."""
+    if isinstance(constraint, Tensor):
+        return constraint.requires_grad
+    if isinstance(constraint, Constraint):
+        return any(map(_depends_on_parameters, vars(constraint).values()))
+    return isinstance(constraint, list | tuple) and any(map(_depends_on_parameters, constraint))
 
 
 class TraceIWAE_ELBO(ELBO):

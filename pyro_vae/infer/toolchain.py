@@ -5,8 +5,11 @@ import logging
 import os
 import threading
 import warnings
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -33,16 +36,28 @@ def inductor(on_cpu: bool) -> Any:
     return module
 
 
-def kept_on_disk() -> AbstractContextManager[Any]:
-    """Inside, inductor looks for what it is to compile among what it compiled before, in other processes too.
+@contextmanager
+def kept_on_disk(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Lets inductor reuse what it compiled before, also in other processes; without this it does not look.
 
-    It does so only where it finds the environment of symbolic shapes that torch.compile would have made.
+    It looks only where it finds the environment of shapes that torch.compile would have made.
+
+    Yields:
+        The tensors as inductor is to be shown them: shapes of the kind that is fixed.
     """
-    from torch._guards import TracingContext, tracing
-    from torch._subclasses import FakeTensorMode
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+    try:
+        from torch._guards import TracingContext, tracing
+        from torch._subclasses import FakeTensorMode
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    return tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv())))
+        mode = FakeTensorMode(shape_env=ShapeEnv())
+        shown: list[Tensor] = [mode.from_tensor(t, static_shapes=True) for t in tensors]
+        context = tracing(TracingContext(mode))
+    except (ImportError, TypeError):  # another release of PyTorch, where every process compiles for itself
+        yield tensors
+        return
+    with context:
+        yield shown
 
 
 @functools.cache

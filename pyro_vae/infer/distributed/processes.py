@@ -7,7 +7,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -69,16 +69,18 @@ def processes(*, timeout: float = 300.0) -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    # Functions in there take the group of the moment of import for a default argument: imported later (Pyro does, at
-    # its first plate), they would keep it, and its threads, beyond their end, to abort the interpreter's.
-    importlib.import_module("torch.distributed.nn.functional")
+    # Functions in there take the group of the moment of import for a default argument: imported later (as happens in
+    # Pyro's first step), they would keep it, with threads that may abort the interpreter at its end.
+    with suppress(ImportError):
+        importlib.import_module("torch.distributed.nn.functional")
     store, number, count = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
     store = _of_this_life(store, number, count, timeout)
     dist.init_process_group(store=store, rank=number, world_size=count, timeout=timedelta(seconds=timeout))
     try:
         yield
-    except SystemExit:  # a polite stop, after the same step in all of them
-        dist.destroy_process_group()
+    except SystemExit as stop:
+        if isinstance(stop.code, int) and stop.code > 128:  # a polite stop, after the same step in all of them
+            dist.destroy_process_group()
         raise
     dist.destroy_process_group()  # not after another exception: it may wait for processes that are no more
 
