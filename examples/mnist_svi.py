@@ -80,11 +80,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
             cycle_momentum=False,
         ),
     )
-    svi = (
-        pv.CompiledSVI(vae.model, vae.guide, optimiser, pv.TraceSTL_ELBO(), precision=args.precision)
-        if args.compile
-        else SVI(vae.model, vae.guide, optimiser, pv.TraceSTL_ELBO())
-    )
+    parts = (vae.model, vae.guide, optimiser, pv.TraceSTL_ELBO())
+    svi = pv.CompiledSVI(*parts, precision=args.precision) if args.compile else SVI(*parts)
     begin = time.perf_counter()
     history = pv.fit(
         svi,

@@ -63,13 +63,13 @@ class TraceSTL_ELBO(Trace_ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
-        if torch.is_grad_enabled():
-            for site in guide_trace.nodes.values():
-                if site["type"] == "sample" and not site["is_observed"] and _score_is_noise(site["fn"], site["value"]):
-                    log_q = site["fn"].log_prob(site["value"].detach(), *site["args"], **site["kwargs"])
-                    score = scale_and_mask(log_q - log_q.detach(), site["scale"], site["mask"])
-                    log_prob, score_function, entropy = site["score_parts"]
-                    site["score_parts"] = ScoreParts(log_prob, score_function, entropy - score)
+        sites = guide_trace.nodes.values() if torch.is_grad_enabled() else ()
+        for site in sites:
+            if site["type"] == "sample" and not site["is_observed"] and _score_is_noise(site["fn"], site["value"]):
+                log_q = site["fn"].log_prob(site["value"].detach(), *site["args"], **site["kwargs"])
+                score = scale_and_mask(log_q - log_q.detach(), site["scale"], site["mask"])
+                log_prob, score_function, entropy = site["score_parts"]
+                site["score_parts"] = ScoreParts(log_prob, score_function, entropy - score)
         return model_trace, guide_trace
 
 
