@@ -3,7 +3,16 @@
 from . import data, plots
 from ._version import __version__
 from .evaluate import Bounds, bounds, elbo, iwae, log_likelihood, log_weights
-from .infer import Adam, CaptureError, CompiledSVI, FusedOptim, TraceIWAE_ELBO, TraceSTL_ELBO, distributed
+from .infer import (
+    Adam,
+    CaptureError,
+    CaptureWarning,
+    CompiledSVI,
+    FusedOptim,
+    TraceIWAE_ELBO,
+    TraceSTL_ELBO,
+    distributed,
+)
 from .likelihoods import BernoulliLikelihood, ContinuousBernoulliLikelihood, GaussianLikelihood
 from .models import VAE, module
 from .networks import MLP, AnyLeadingDims
@@ -36,6 +45,7 @@ __all__ = [
     "CSVLog",
     "Callback",
     "CaptureError",
+    "CaptureWarning",
     "Checkpoint",
     "CompiledSVI",
     "ContinuousBernoulliLikelihood",
