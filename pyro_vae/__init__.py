@@ -1,5 +1,7 @@
 """Variational autoencoders for Pyro."""
 
+from __future__ import annotations
+
 from . import data, plots
 from ._version import __version__
 from .evaluate import Bounds, bounds, elbo, iwae, log_likelihood, log_weights
@@ -14,7 +16,7 @@ from .infer import (
     distributed,
 )
 from .likelihoods import BernoulliLikelihood, ContinuousBernoulliLikelihood, GaussianLikelihood
-from .models import VAE, module
+from .models import VAE, latent_scale, module
 from .networks import MLP, AnyLeadingDims
 from .posteriors import DiagonalNormalPosterior
 from .priors import StandardNormalPrior
@@ -69,6 +71,7 @@ __all__ = [
     "elbo",
     "fit",
     "iwae",
+    "latent_scale",
     "linear_warmup",
     "log_likelihood",
     "log_weights",

@@ -104,7 +104,7 @@ MODELS = {
 DATA = {
     "Batches": lambda: pv.data.Batches(images(20), batch_size=8, shuffle=True, seed=4),
     "binarised Batches": lambda: pv.data.Batches(
-        (images(20) * 200).to(torch.uint8), batch_size=8, shuffle=True, transform=pv.data.binarise
+        (images(20) * 200).to(torch.uint8), batch_size=8, shuffle=True, transform=pv.data.binarize
     ),
     "list": lambda: images(20).split(8),
     "DataLoader": lambda: DataLoader(TensorDataset(images(20)), 8, shuffle=True),

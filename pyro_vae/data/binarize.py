@@ -1,4 +1,6 @@
-"""From grey levels to what a likelihood takes: black-and-white pixels, or floats in [0, 1]."""
+"""Conversions of grey levels: to binary pixels, or to floats in [0, 1]."""
+
+from __future__ import annotations
 
 import math
 
@@ -9,21 +11,21 @@ from .._checks import require_tensor
 from .noise import bits, noise_keys, stream, uniform
 
 
-def binarise(images: Tensor, keys: Tensor | None = None, *, seed: int | None = None) -> Tensor:
-    r"""Sample black-and-white images, each pixel white with the probability of its grey level.
+def binarize(images: Tensor, keys: Tensor | None = None, *, seed: int | None = None) -> Tensor:
+    r"""Draw binary images: each pixel is 1 with the probability given by its grey level.
 
     .. math:: b_{ij} \sim \operatorname{Bernoulli}(x_{ij})
 
-    with :math:`x_{ij}` in [0, 1] the grey level of pixel :math:`j` of image :math:`i`. Black always stays black and
-    white always stays white; in between the probability of a uint8 pixel is exact to 1.6e-5, of a float pixel to 6e-8.
+    with :math:`x_{ij}` in [0, 1] the grey level of pixel :math:`j` of image :math:`i`. Black always gives 0 and
+    white always gives 1; between them the probability of a uint8 pixel is exact to 1.6e-5, of a float pixel to 6e-8.
 
-    Pass it as ``transform`` to :class:`~pyro_vae.data.Batches` for dynamic binarisation (new noise each epoch, for
-    training), or call it once with a ``seed`` for a fixed binarisation (for validation and test).
+    Pass it as ``transform`` to :class:`~pyro_vae.data.Batches` for dynamic binarization (new noise each epoch, for
+    training), or call it once with a ``seed`` for a fixed binarization (for validation and test).
 
     Args:
         images: Grey images, (N, *E), uint8 in 0..255 or float in [0, 1].
         keys: One noise key per image, (N,) int64, as ``Batches`` hands them to its transform.
-        seed: Seed of a fixed binarisation, in place of ``keys``: image ``i`` gets the same noise in every call.
+        seed: Seed of a fixed binarization, in place of ``keys``: image ``i`` gets the same noise in every call.
 
     Returns:
         Images with values 0 and 1, (N, *E), float32 (float64 for float64 images).
@@ -34,12 +36,12 @@ def binarise(images: Tensor, keys: Tensor | None = None, *, seed: int | None = N
 
     Example:
         >>> import torch
-        >>> from pyro_vae.data import Batches, binarise
+        >>> from pyro_vae.data import Batches, binarize
         >>> images = torch.tensor([[0, 128, 255], [0, 0, 255]], dtype=torch.uint8)
-        >>> fixed = binarise(images, seed=0)
-        >>> fixed[:, 0], fixed[:, 2], torch.equal(fixed, binarise(images, seed=0))
+        >>> fixed = binarize(images, seed=0)
+        >>> fixed[:, 0], fixed[:, 2], torch.equal(fixed, binarize(images, seed=0))
         (tensor([0., 0.]), tensor([1., 1.]), True)
-        >>> train = Batches(images, batch_size=2, shuffle=True, transform=binarise)
+        >>> train = Batches(images, batch_size=2, shuffle=True, transform=binarize)
 
     Source:
         R. Salakhutdinov and I. Murray (2008), On the quantitative analysis of deep belief networks, ICML, section 4.
@@ -48,28 +50,28 @@ def binarise(images: Tensor, keys: Tensor | None = None, *, seed: int | None = N
     if keys is None and seed is not None:
         keys = noise_keys(stream(seed), torch.arange(len(images), device=images.device))
     elif keys is None or seed is not None:
-        raise ValueError("seed: expected exactly one of keys and seed. Pass seed=0 for a fixed binarisation.")
+        raise ValueError("seed: expected exactly one of keys and seed. Pass seed=0 for a fixed binarization.")
     if images.dtype == torch.bool:
         return images.float()
     if images.is_floating_point():
         return (uniform(keys, images.shape[1:]) < images).to(images.dtype)
-    # Four 16-bit numbers to a word. With u uniform on -2^15 .. 2^15 - 1, u < 257 x - 2^15 has probability
-    # 257 x / 2^16 = x / 255.004; the clamp puts u below the threshold of white, 2^15 - 1, always.
+    # Each 64-bit word gives four 16-bit numbers u, uniform on -2^15 .. 2^15 - 1: u < 257 x - 2^15 has probability
+    # 257 x / 2^16 = x / 255.004. The threshold of white is 2^15 - 1; the clamp keeps every u below it.
     n = math.prod(images.shape[1:])
     noise = bits(keys, (n + 3) // 4).view(torch.int16)[:, :n].clamp_max_(2**15 - 2)
     threshold = images.reshape(noise.shape).to(torch.int16).mul_(257).add_(-(2**15))
-    # Written straight to floats: several times faster than a comparison to bool followed by a conversion.
+    # The comparison writes floats: several times faster than a comparison to bool and then a conversion.
     return torch.lt(noise, threshold, out=torch.empty(noise.shape, device=images.device)).reshape(images.shape)
 
 
 def to_float(images: Tensor, keys: Tensor | None = None) -> Tensor:
-    """Grey levels as floats: uint8 in 0..255 becomes float32 in [0, 1]; any other dtype stays as it is.
+    """Return grey levels as floats: uint8 in 0..255 becomes float32 in [0, 1]; other dtypes stay as they are.
 
     The default ``transform`` of :class:`~pyro_vae.data.Batches`.
 
     Args:
         images: Data, (N, *E).
-        keys: Not used; a transform of ``Batches`` takes it.
+        keys: Not used; every transform of ``Batches`` takes it.
 
     Returns:
         Data, (N, *E).
@@ -89,7 +91,7 @@ def _check_grey(images: Tensor) -> None:
             "Convert it with images.to(torch.uint8) or images.float()."
         )
     if images.is_floating_point() and images.numel() > 0:
-        low, high = images.aminmax()  # NaN passes through both
+        low, high = images.aminmax()  # both are NaN if a value is
         if not (low >= 0 and high <= 1):
             raise ValueError(
                 f"images: expected values in [0, 1], got values from {low:.4g} to {high:.4g}. "
