@@ -13,7 +13,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from tiny import images, make, same, weights
+from tiny import images, make, parameters_of, same
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vae.train import Callback, Checkpoint, fit, read_checkpoint
@@ -50,7 +50,7 @@ def train(m: Any, batches: Any, callbacks: list[Any], resume: Any = None, valida
 
 
 def outcome(m: Any, history: Any) -> Any:
-    return history["train_elbo"], weights(m.vae), torch.rand(3)
+    return history["train_elbo"], parameters_of(m.vae), torch.rand(3)
 
 
 def own() -> dict[str, Any]:

@@ -5,25 +5,25 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .._checks import require_positive_int
-from .callbacks import Callback
-from .parts import weights_from
-from .run import Run
+from ..._checks import require_positive_int
+from ..parameters import copy_of_parameters, set_parameters
+from ..run import Run
+from .base import Callback, require_figure
 
 __all__ = ["EarlyStopping"]
 
 
 class EarlyStopping(Callback):
-    """Stop when a figure of the history has not risen for some epochs, and put the best weights back.
+    """Stop when a figure of the history has not risen for some epochs, and put the best epoch's parameters back.
 
-    The best weights are put back at the end also where every epoch was trained; not after a polite stop, which is to be
-    resumed.
+    They are put back at the end also where all epochs were trained, but not after a signal stopped the run, since then
+    it can be resumed.
 
     Args:
         monitor: name of a figure in the history; higher is better.
         patience: how many epochs in a row may pass without a rise.
         min_delta: a rise counts if it is more than this, in the figure's unit (nats per datum for ELBOs).
-        restore_best: whether to put the best weights back.
+        restore_best: whether to put the parameters of the best epoch back.
 
     Attributes:
         best: the best figure so far.
@@ -56,18 +56,18 @@ class EarlyStopping(Callback):
         self.patience = require_positive_int("patience", patience)
         self.min_delta = min_delta
         self.restore_best = restore_best
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self.best = -math.inf
         self.best_epoch = 0
         self._waited = 0
-        self._best_weights: dict[str, Any] | None = None
+        self._best_parameters: dict[str, Any] | None = None
 
     def start(self, run: Run) -> None:
         require_figure(self.monitor, run)
         if run.epoch == 0 and run.batch == 0:
-            self._forget()  # the same object may serve a second fit
+            self._reset()  # the same object may serve a second fit
         run.stopping = run.stopping or self._waited >= self.patience
 
     def epoch_end(self, run: Run) -> None:
@@ -76,29 +76,23 @@ class EarlyStopping(Callback):
             raise ValueError(f"monitor: expected one of {run.history.names}, got {self.monitor!r}.")
         if figure > self.best + self.min_delta:  # a NaN is no rise
             self.best, self.best_epoch, self._waited = figure, run.epoch, 0
-            self._best_weights = run.weights() if self.restore_best else None
+            self._best_parameters = copy_of_parameters(run.parameters, run.modules) if self.restore_best else None
         else:
             self._waited += 1
             run.stopping = run.stopping or self._waited >= self.patience
 
     def end(self, run: Run) -> None:
-        if run.status == "finished" and self._best_weights is not None:
-            weights_from(self._best_weights, run.parameters, run.modules)
+        if run.status == "finished" and self._best_parameters is not None:
+            set_parameters(self._best_parameters, run.parameters, run.modules)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "best": self.best,
             "best_epoch": self.best_epoch,
             "waited": self._waited,
-            "best_weights": self._best_weights,
+            "best_parameters": self._best_parameters,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best, self.best_epoch, self._waited = state["best"], state["best_epoch"], state["waited"]
-        self._best_weights = state["best_weights"]
-
-
-def require_figure(monitor: str, run: Run) -> None:
-    """Refuse, before training, to watch a validation figure that will not come."""
-    if monitor.startswith("validation") and run.validation is None:
-        raise ValueError(f"monitor: {monitor!r} needs validation data. Give fit(validation=...) or another figure.")
+        self._best_parameters = state["best_parameters"]

@@ -1,39 +1,32 @@
-"""Checkpoints: when they are written, under which names, and which one a run goes on from."""
+"""Write checkpoints as training goes."""
 
 from __future__ import annotations
 
 import math
 import os
-import re
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
-from .._checks import require_positive_int
-from .callbacks import Callback
-from .early_stopping import require_figure
-from .files import read, write
-from .run import Run
-from .state import state_of
+from ..._checks import require_positive_int
+from ..._warn import warn
+from ..resume.checkpoint_file import checkpoints, step_of, write
+from ..run import Run
+from .base import Callback, require_figure
 
-__all__ = ["Checkpoint", "last_checkpoint", "read_checkpoint"]
-
-read_checkpoint = read
-
-_NAME = re.compile(r"step-(\d+)\.pt")
+__all__ = ["Checkpoint"]
 
 
 class Checkpoint(Callback):
     """Save a run as it goes, so that it can be killed at any instant and resumed as if nothing had happened.
 
-    ``fit(..., resume=directory)`` goes on from the last whole checkpoint, to the bit on a CPU: weights, buffers,
-    optimiser, schedules, history, the position in the epoch and every random generator. Files: ``step-NNNNNNNNNN.pt``
+    ``fit(..., resume=directory)`` goes on from the last whole checkpoint, to the bit on a CPU: parameters, buffers,
+    optimizer, schedules, history, the position in the epoch and every random generator. Files: ``step-NNNNNNNNNN.pt``
     (the last ones) and ``best.pt``, which hold tensors and plain values only; ``pyro_vae.train.read_checkpoint(path)``
-    reads one, e.g. ``vae.load_state_dict(read_checkpoint("runs/best.pt")["weights"]["modules"][0])``.
+    reads one, e.g. ``vae.load_state_dict(read_checkpoint("runs/best.pt")["modules"][0])``.
 
-    With a checkpoint among the callbacks, the first SIGINT (Ctrl-C) or SIGTERM finishes the step, saves and ends the
-    process with exit code 130 or 143; a second one stops at once.
+    With a ``Checkpoint`` among the callbacks, the first SIGINT (Ctrl-C) or SIGTERM finishes the step, saves and ends
+    the process with exit code 130 or 143; a second one ends it at once.
 
     Args:
         directory: where the files go; it is made.
@@ -81,7 +74,7 @@ class Checkpoint(Callback):
     def start(self, run: Run) -> None:
         if self.monitor is not None:
             require_figure(self.monitor, run)
-        make_writable(self.directory)
+        _make_writable(self.directory)
         for stale in self.directory.glob(".*.pt.*.tmp"):  # of a write that was killed
             stale.unlink()
         existing = checkpoints(self.directory)
@@ -93,8 +86,8 @@ class Checkpoint(Callback):
                 )
             self.best = -math.inf
         for path in existing:
-            # Damaged, or of a future that is now trained anew: kept, but out of the way.
-            if _step(path) > run.step:
+            # It is damaged, or of a later step, which this run trains again: keep it under another name.
+            if step_of(path) > run.step:
                 path.rename(path.with_name(path.name + ".old"))
         self._best_state = None
         self._saved_at = (run.epoch, run.step) if run.resumed_from is not None else (-1, -1)
@@ -111,21 +104,21 @@ class Checkpoint(Callback):
             raise ValueError(f"monitor: expected one of {run.history.names}, got {monitor!r}.")
         if figure > self.best:
             self.best = figure
-            self._best_state = state_of(run)
+            self._best_state = run.take_state()
         if time.monotonic() - self._saved_when >= self.every:
             self.save(run)
 
     def end(self, run: Run) -> None:
-        # After an exception the weights may be half changed: the last checkpoint stands.
+        # After an exception the parameters may be half updated; the last checkpoint is the one to go on from.
         if run.status != "failed" and self._saved_at != (run.epoch, run.step):
             self.save(run)
 
     def save(self, run: Run) -> None:
-        """Write a checkpoint now."""
-        if not run.look():  # a step before was not finite: no state to go back to
+        """Write a checkpoint now, unless a loss so far was not finite."""
+        state = run.take_state()
+        if state is None:
             return
         path = self.directory / f"step-{run.step:010d}.pt"
-        state = state_of(run)
         try:
             if self._best_state is not None:
                 write(self.directory / "best.pt", self._best_state)
@@ -137,16 +130,13 @@ class Checkpoint(Callback):
             if self.on_error == "raise":
                 raise
             whole = checkpoints(self.directory)
-            warnings.warn(
+            warn(
                 f"the checkpoint of step {run.step} could not be written to {self.directory} ({error}). "
                 f"{f'{whole[-1].name} is whole' if whole else 'There is none yet'}. Training goes on.",
                 RuntimeWarning,
-                stacklevel=2,
             )
         else:
             self._saved_at = (run.epoch, run.step)
-            if run.joint is None:  # the other processes have none of this step
-                run.snapshot = state
         self._saved_when = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
@@ -156,43 +146,9 @@ class Checkpoint(Callback):
         self.best = state["best"]
 
 
-def last_checkpoint(place: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint of a directory (or the file itself), and its contents; ``None`` where there is none.
-
-    Raises:
-        ValueError: there are files, but none can be used.
-    """
-    place = Path(place)
-    if place.is_file():
-        return place, read(place)
-    failures = []
-    for path in reversed(checkpoints(place)):
-        try:
-            contents = read(path)
-        except ValueError as error:
-            failures.append(error)
-            continue
-        if failures:
-            warnings.warn(f"{failures[0]} Going on from {path.name}.", RuntimeWarning, stacklevel=3)
-        return path, contents
-    if failures:
-        raise failures[0]
-    return None
-
-
-def checkpoints(directory: Path) -> list[Path]:
-    """The last ones, oldest first."""
-    return sorted((path for path in directory.glob("step-*.pt") if _NAME.fullmatch(path.name)), key=_step)
-
-
-def make_writable(directory: Path) -> None:
-    """Make a directory, and find out now whether a file can be written there."""
+def _make_writable(directory: Path) -> None:
+    """Make a directory, and raise an ``OSError`` where no file can be written there."""
     directory.mkdir(parents=True, exist_ok=True)
     probe = directory / f".writable.{os.getpid()}"
     probe.write_bytes(b"")
     probe.unlink()
-
-
-def _step(path: Path) -> int:
-    found = _NAME.fullmatch(path.name)
-    return int(found[1]) if found else -1

@@ -1,4 +1,4 @@
-"""Pyro's optimisers and ours, seen alike: state that goes back in, and learning rates."""
+"""State and learning rates of an optimizer, be it Pyro's or this library's."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-__all__ = ["get_state", "param_groups", "prepare", "scale_learning_rates", "set_state"]
+__all__ = ["get_state", "multiply_learning_rates", "param_groups", "prepare", "scale_learning_rates", "set_state"]
 
 
 def prepare(optim: Any, parameters: dict[str, Tensor]) -> None:
-    """Let the optimiser take in every parameter now, and not at its first step, so that its options can be set."""
+    """Register all parameters with the optimizer now, and not at its first step, so that it has their options."""
     if not _one_each(optim):
         if hasattr(optim, "register"):
             optim.register(parameters.values())
@@ -27,16 +27,16 @@ def prepare(optim: Any, parameters: dict[str, Tensor]) -> None:
 
 
 def get_state(optim: Any, parameters: dict[str, Tensor]) -> dict[str, Any]:
-    """State of the optimiser, and of its schedulers, by the parameters' names."""
+    """Return the state of the optimizer and of its schedulers, by the parameters' names."""
     if not _one_each(optim):
         return dict(optim.get_state())
     state = {}
     for name, parameter in parameters.items():
         if parameter in optim.optim_objs:
-            torch_optim = optim.optim_objs[parameter]
-            state[name] = {"optimizer": _innermost(torch_optim).state_dict()}
-            if torch_optim is not _innermost(torch_optim):
-                state[name]["scheduler"] = torch_optim.state_dict()
+            torch_optimizer = optim.optim_objs[parameter]
+            state[name] = {"optimizer": _innermost(torch_optimizer).state_dict()}
+            if torch_optimizer is not _innermost(torch_optimizer):
+                state[name]["scheduler"] = torch_optimizer.state_dict()
     return state
 
 
@@ -47,29 +47,29 @@ def set_state(optim: Any, state: dict[str, Any], parameters: dict[str, Tensor]) 
         return
     prepare(optim, parameters)
     for name, parameter in parameters.items():
-        torch_optim = optim.optim_objs[parameter]
+        torch_optimizer = optim.optim_objs[parameter]
         saved = state.get(name)
         if saved is None:
-            # Not stepped yet when the state was taken: as new.
+            # The state was taken before this parameter's first step.
             optim.optim_objs[parameter] = optim._get_optim(parameter)
             continue
         own = saved if "param_groups" in saved else saved["optimizer"]
-        _innermost(torch_optim).load_state_dict(own)
-        if torch_optim is not _innermost(torch_optim):
-            torch_optim.load_state_dict(saved["scheduler"])
+        _innermost(torch_optimizer).load_state_dict(own)
+        if torch_optimizer is not _innermost(torch_optimizer):
+            torch_optimizer.load_state_dict(saved["scheduler"])
 
 
 def param_groups(optim: Any) -> Iterator[dict[str, Any]]:
-    """The ``param_groups`` of every torch optimiser inside."""
+    """Iterate over the ``param_groups`` of all torch optimizers inside."""
     inner = optim.optim_objs.values() if _one_each(optim) else [optim]
-    for torch_optim in inner:
-        yield from _innermost(torch_optim).param_groups
+    for torch_optimizer in inner:
+        yield from _innermost(torch_optimizer).param_groups
 
 
 def scale_learning_rates(optim: Any, factor: float) -> None:
     """Set every learning rate to ``factor`` times the one that its parameters began with."""
     for group in param_groups(optim):
-        # The key under which torch's own schedulers keep it; it travels with the optimiser's state.
+        # torch's schedulers use the same key. It is part of the optimizer's state.
         rate = group.setdefault("initial_lr", float(group["lr"])) * factor
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -77,11 +77,17 @@ def scale_learning_rates(optim: Any, factor: float) -> None:
             group["lr"] = rate
 
 
+def multiply_learning_rates(optim: Any, factor: float) -> None:
+    """Multiply the current learning rates by a factor."""
+    for group in param_groups(optim):
+        group["lr"] *= factor
+
+
 def _one_each(optim: Any) -> bool:
-    """Whether this is Pyro's own wrapper, with a torch optimiser for each parameter."""
+    """Return whether this is Pyro's own class, which has a torch optimizer for each parameter."""
     return isinstance(optim, PyroOptim) and type(optim).get_state is PyroOptim.get_state
 
 
-def _innermost(torch_optim: Any) -> Any:
-    """The optimiser itself, where it is wrapped in a learning-rate scheduler."""
-    return getattr(torch_optim, "optimizer", torch_optim)
+def _innermost(torch_optimizer: Any) -> Any:
+    """Return the torch optimizer, also where a learning-rate scheduler wraps it."""
+    return getattr(torch_optimizer, "optimizer", torch_optimizer)

@@ -1,10 +1,11 @@
-"""Files that survive a crash, and files that are not trusted."""
+"""Checkpoint files: written so that a crash leaves a whole one, read without trusting them."""
 
 from __future__ import annotations
 
 import io
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["read", "write"]
+from ..._warn import warn
+
+__all__ = ["checkpoints", "last_checkpoint", "read_checkpoint", "step_of", "write"]
 
 _KIND = "pyro_vae checkpoint"
-_VERSION = 1
+_VERSION = 2
+_NAME = re.compile(r"step-(\d+)\.pt")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 
 
 def write(path: str | os.PathLike[str], contents: dict[str, Any]) -> None:
-    """Write tensors and plain values so that at any instant ``path`` holds either the old file or the new one, whole.
+    """Write tensors and plain values so that at any instant ``path`` is either the old file or the new one, whole.
 
-    The bytes go to a temporary file in the same directory, are flushed to the disk, and only then take the name.
+    The bytes go to a temporary file in the same directory, which is flushed to the disk and then renamed.
 
     Args:
         path: the file, replaced if it is there.
@@ -34,7 +38,7 @@ def write(path: str | os.PathLike[str], contents: dict[str, Any]) -> None:
     """
     path = Path(path)
     _require_plain(contents, "contents")
-    # In memory first: a disk that fills up then raises a plain OSError, and the file is written in one go.
+    # In memory first: torch.save raises a RuntimeError where the disk is full, file.write an OSError.
     buffer = io.BytesIO()
     torch.save({"kind": _KIND, "version": _VERSION, **contents}, buffer)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -51,7 +55,7 @@ def write(path: str | os.PathLike[str], contents: dict[str, Any]) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make the new name itself durable (where the system lets a directory be opened)."""
+    """Flush the new name to the disk too. (Windows does not let a directory be opened.)"""
     if os.name == "nt":
         return
     descriptor = os.open(directory, os.O_RDONLY)
@@ -61,11 +65,11 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what ``write`` wrote, its tensors on the CPU. Nothing in the file is executed, and no file is changed.
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a file that ``pyro_vae.Checkpoint`` wrote, its tensors on the CPU, without executing anything in it.
 
     Args:
-        path: the file, possibly from a stranger.
+        path: the file; it need not be trusted.
 
     Returns:
         The contents.
@@ -101,13 +105,48 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path}: expected a checkpoint, the file is damaged or of another kind ({type(error).__name__}: {error})."
         ) from error
     if not isinstance(contents, dict) or contents.get("kind") != _KIND:
-        raise ValueError(f"{path}: expected a checkpoint of pyro_vae, the file is of another kind (other weights?).")
+        raise ValueError(f"{path}: expected a checkpoint of pyro_vae, the file is of another kind.")
     if contents.get("version") != _VERSION:
         raise ValueError(
-            f"{path}: expected format version {_VERSION}, got {contents.get('version')!r}. Read it with the release of "
-            "pyro_vae that wrote it."
+            f"{path}: expected a checkpoint of format {_VERSION}, got one of format {contents.get('version')!r}. Read "
+            "it with the release of pyro_vae that wrote it."
         )
     return contents
+
+
+def last_checkpoint(place: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest whole checkpoint of a directory (or the file itself), and its contents; None if there is none.
+
+    Raises:
+        ValueError: there are files, but none can be used.
+    """
+    place = Path(place)
+    if place.is_file():
+        return place, read_checkpoint(place)
+    failures = []
+    for path in reversed(checkpoints(place)):
+        try:
+            contents = read_checkpoint(path)
+        except ValueError as error:
+            failures.append(error)
+            continue
+        if failures:
+            warn(f"{failures[0]} Going on from {path.name}.", RuntimeWarning)
+        return path, contents
+    if failures:
+        raise failures[0]
+    return None
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """Return the checkpoints of a directory but ``best.pt``, the oldest first."""
+    return sorted((path for path in directory.glob("step-*.pt") if _NAME.fullmatch(path.name)), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """Return the number of steps in the name of a checkpoint; -1 where it has none."""
+    found = _NAME.fullmatch(path.name)
+    return int(found[1]) if found else -1
 
 
 def _require_plain(value: Any, where: str) -> None:

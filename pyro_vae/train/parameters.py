@@ -1,4 +1,4 @@
-"""What a run trains: the parameters and modules of a model and a guide, be they methods, modules or plain functions."""
+"""The parameters and modules of a model and a guide, be they methods, modules or plain functions."""
 
 from __future__ import annotations
 
@@ -12,70 +12,69 @@ from pyro import validation_enabled
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from .generators import preserved
+from .resume.generators import preserved
 
-__all__ = ["copied", "evaluating", "parts_of", "weights_from", "weights_of"]
+__all__ = ["copied", "copy_of_parameters", "evaluating", "parameters_and_modules", "set_parameters"]
 
 
-def parts_of(svi: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[dict[str, Tensor], list[nn.Module]]:
+def parameters_and_modules(
+    svi: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[dict[str, Tensor], list[nn.Module]]:
     """Run guide and model once, in eval mode and without moving a generator, and note what they use.
 
-    After this every parameter exists, also those that Pyro makes at the first call (``pyro.param``, an ``AutoGuide``).
+    After this every parameter exists, also one that Pyro makes at the first call (``pyro.param``, an ``AutoGuide``).
 
     Args:
         svi: anything with ``model`` and ``guide``.
         args: positional arguments of both, a batch.
-        keywords: keyword arguments of both.
+        kwargs: keyword arguments of both.
 
     Returns:
-        The parameters (unconstrained, by their name in Pyro's store) and the outermost modules.
+        The parameters (unconstrained, by their names in Pyro's store) and the outermost modules.
     """
     owners = [getattr(function, "__self__", function) for function in (svi.model, svi.guide)]
     modes: dict[nn.Module, bool] = {}
 
     def to_eval(module: nn.Module, _: Any) -> None:
-        # Found when it is called, so that modules that a plain function closes over are found as well.
+        # A hook finds every module that is called, also one that a plain function closes over.
         modes.setdefault(module, module.training)
         module.training = False
 
     with (
-        _modes_given_back(modes),
+        _restoring_modes(modes),
         register_module_forward_pre_hook(to_eval),
         preserved(),
         torch.no_grad(),
-        validation_enabled(False),  # what is wrong with the batch is said by the step itself, which knows more of it
-        poutine.trace(param_only=True) as capture,
+        validation_enabled(False),  # if the batch is bad, the step's own error says more
+        poutine.trace(param_only=True) as found,
     ):
-        guide_trace = poutine.trace(svi.guide).get_trace(*args, **keywords)
-        poutine.replay(svi.model, trace=guide_trace)(*args, **keywords)
-    parameters = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
+        guide_trace = poutine.trace(svi.guide).get_trace(*args, **kwargs)
+        poutine.replay(svi.model, trace=guide_trace)(*args, **kwargs)
+    parameters = {name: site["value"].unconstrained() for name, site in found.trace.nodes.items()}
     used = list(dict.fromkeys([owner for owner in owners if isinstance(owner, nn.Module)] + list(modes)))
     inner = {part for module in used for part in module.modules() if part is not module}
     return parameters, [module for module in used if module not in inner]
 
 
-def weights_of(parameters: dict[str, Tensor], modules: list[nn.Module]) -> dict[str, Any]:
-    """A copy of all that a fit has learned: each module's ``state_dict``, and the parameters of no module by name."""
-    inside = {id(parameter) for module in modules for parameter in module.parameters()}
+def copy_of_parameters(parameters: dict[str, Tensor], modules: list[nn.Module]) -> dict[str, Any]:
+    """Return a copy of each module's ``state_dict``, and of the parameters of no module by name."""
     return {
         "modules": [copied(module.state_dict()) for module in modules],
-        "parameters": copied({name: value for name, value in parameters.items() if id(value) not in inside}),
+        "parameters": copied(_outside(parameters, modules)),
     }
 
 
-def weights_from(weights: dict[str, Any], parameters: dict[str, Tensor], modules: list[nn.Module]) -> None:
+def set_parameters(state: dict[str, Any], parameters: dict[str, Tensor], modules: list[nn.Module]) -> None:
     """Write such a copy back, in place.
 
     Raises:
         ValueError: the copy is of other parameters, or of other shapes; then nothing was written.
     """
-    inside = {id(parameter) for module in modules for parameter in module.parameters()}
-    targets = [module.state_dict() for module in modules]
-    targets.append({name: value for name, value in parameters.items() if id(value) not in inside})
-    sources = [*weights["modules"], weights["parameters"]]
+    targets = [*(module.state_dict() for module in modules), _outside(parameters, modules)]
+    sources = [*state["modules"], state["parameters"]]
     if len(sources) != len(targets):
         raise ValueError(
-            f"resume: expected weights of {len(targets) - 1} modules, as this model and guide have, the checkpoint "
+            f"resume: expected parameters of {len(targets) - 1} modules, as this model and guide have, the checkpoint "
             f"holds {len(sources) - 1}. Resume with the model that wrote it."
         )
     for source, target in zip(sources, targets, strict=True):
@@ -95,16 +94,16 @@ def weights_from(weights: dict[str, Any], parameters: dict[str, Tensor], modules
 
 @contextmanager
 def evaluating(modules: list[nn.Module]) -> Iterator[None]:
-    """Modules in eval mode, then each submodule back in its own."""
-    with _modes_given_back({part: part.training for module in modules for part in module.modules()}):
+    """Put modules into eval mode, and afterwards each submodule back into its own mode."""
+    with _restoring_modes({part: part.training for module in modules for part in module.modules()}):
         for module in modules:
             module.eval()
         yield
 
 
 @contextmanager
-def _modes_given_back(modes: dict[nn.Module, bool]) -> Iterator[None]:
-    """At the end each module in the mode noted, also of those that are noted meanwhile."""
+def _restoring_modes(modes: dict[nn.Module, bool]) -> Iterator[None]:
+    """Put each module back into the mode that ``modes`` holds at the end of the block."""
     try:
         yield
     finally:
@@ -113,7 +112,7 @@ def _modes_given_back(modes: dict[nn.Module, bool]) -> Iterator[None]:
 
 
 def copied(value: Any) -> Any:
-    """Nothing shared with ``value``: modules and optimisers hand out the tensors that they go on to change."""
+    """Copy tensors within dictionaries, lists and tuples, so that later steps do not change them."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, dict):
@@ -121,6 +120,12 @@ def copied(value: Any) -> Any:
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         return type(value)(copied(item) for item in value)
     return value
+
+
+def _outside(parameters: dict[str, Tensor], modules: list[nn.Module]) -> dict[str, Tensor]:
+    """The parameters that belong to no module."""
+    inside = {id(parameter) for module in modules for parameter in module.parameters()}
+    return {name: value for name, value in parameters.items() if id(value) not in inside}
 
 
 def _is_tensor(state: dict[str, Any], name: str) -> bool:

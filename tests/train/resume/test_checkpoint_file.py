@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import images, make
 
-import pyro_vae.train.files as files
+import pyro_vae.train.resume.checkpoint_file as files
 from pyro_vae.train import Checkpoint, fit, read_checkpoint
 
 CONTENTS = {"a": [1, 2.5, None, "text", (True, b"bytes")], "t": torch.arange(3.0), "nested": {"x": {1: torch.ones(2)}}}
@@ -65,12 +65,12 @@ DAMAGES = {
     "other weights": (lambda path: torch.save({"weight": torch.ones(3)}, path), "of another kind"),
     "a tensor": (lambda path: torch.save(torch.ones(3), path), "of another kind"),
     "an older format": (
-        lambda path: torch.save({"kind": "pyro_vae checkpoint", "version": 0}, path),
-        "expected format version 1, got 0",
+        lambda path: torch.save({"kind": "pyro_vae checkpoint", "version": 1}, path),
+        "expected a checkpoint of format 2, got one of format 1",
     ),
     "a newer format": (
         lambda path: torch.save({"kind": "pyro_vae checkpoint", "version": 99}, path),
-        "expected format version 1, got 99",
+        "expected a checkpoint of format 2, got one of format 99",
     ),
     "code in an archive": (
         lambda path: torch.save({"kind": "pyro_vae checkpoint", "run": Malicious(path.parent / "hacked")}, path),

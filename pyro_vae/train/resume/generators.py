@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["get_state", "own_generators", "preserved", "same_noise", "set_state"]
+__all__ = ["get_state", "preserved", "same_noise", "set_state"]
 
 
 def get_state(own: list[torch.Generator] | None = None) -> dict[str, Any]:
-    """The state of torch's (CPU, every CUDA device in use), numpy's and Python's generators, as plain values.
+    """Return the state of torch's (CPU, every CUDA device in use), numpy's and Python's generators, as plain values.
 
     Args:
         own: further generators, those of a ``DataLoader`` for instance.
@@ -32,7 +32,7 @@ def get_state(own: list[torch.Generator] | None = None) -> dict[str, Any]:
 
 
 def set_state(state: dict[str, Any], own: list[torch.Generator] | None = None) -> None:
-    """Put every generator into the state that ``get_state`` returned."""
+    """Put each generator into the state that ``get_state`` returned."""
     torch.set_rng_state(state["torch"])
     name, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
@@ -48,7 +48,7 @@ def set_state(state: dict[str, Any], own: list[torch.Generator] | None = None) -
 
 @contextmanager
 def preserved(own: list[torch.Generator] | None = None) -> Iterator[None]:
-    """Leave every generator as it was, ``own`` ones included."""
+    """Leave each generator as it was, those in ``own`` included."""
     state = get_state(own)
     try:
         yield
@@ -58,19 +58,12 @@ def preserved(own: list[torch.Generator] | None = None) -> Iterator[None]:
 
 @contextmanager
 def same_noise(seed: int = 0) -> Iterator[None]:
-    """The same random numbers every time, and every generator left as it was: looking must not change training."""
+    """Draw the same random numbers every time, and leave each generator as it was."""
     with preserved():
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
         yield
-
-
-def own_generators(batches: Any) -> list[torch.Generator]:
-    """The generators that a ``DataLoader`` and its sampler were given."""
-    sampler = getattr(batches, "sampler", None)
-    found = [getattr(owner, "generator", None) for owner in (batches, sampler)]
-    return list({id(generator): generator for generator in found if isinstance(generator, torch.Generator)}.values())
 
 
 def _to_lists(state: tuple[Any, ...]) -> list[Any]:

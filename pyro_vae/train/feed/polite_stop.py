@@ -1,4 +1,4 @@
-"""A polite stop: the first SIGINT or SIGTERM asks, the second one stops at once."""
+"""Stop politely: the first SIGINT or SIGTERM asks the run to stop, the second one ends it at once."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeVar
 
-__all__ = ["Interrupted", "PoliteStop"]
+__all__ = ["PoliteStop", "StopRequested"]
 
 T = TypeVar("T")
 
-_GRACE = 0.5  # seconds: what ends a worker reaches this process at about the same time
+_GRACE = 0.5  # seconds within which a signal that ended a worker reaches this process too
 
 
-class Interrupted(Exception):
-    """A batch could not be had, of a run that is asked to stop anyway."""
+class StopRequested(Exception):
+    """The run is asked to stop, and the next batch cannot be had."""
 
 
 class PoliteStop:
     """While entered, the first SIGINT or SIGTERM only sets ``signal``; a second one does what it did before.
 
-    Ctrl-C, and whoever ends a whole group of processes, reaches the workers of a data loader too, and batches come to
-    an end before the run has: see ``fetch``.
+    Ctrl-C in a terminal, and a scheduler that ends a group of processes, reach the workers of a data loader too, so
+    that there may be no next batch: see ``fetch``.
 
-    Handlers are installed in the main thread only (Python allows no other), and put back at the end.
+    Handlers are installed in the main thread only, since Python allows no other, and put back at the end.
 
     Args:
-        enabled: whether to listen at all.
+        enabled: whether to install handlers at all.
 
     Attributes:
         signal: the signal that came, or ``None``.
@@ -41,9 +41,9 @@ class PoliteStop:
         self.enabled = enabled and threading.current_thread() is threading.main_thread()
         self.signal: int | None = None
         self._before: dict[int, Any] = {}
-        self._torchs_handler: Any = None  # of SIGCHLD; it raises where a worker of a data loader has died
+        self._torch_handler: Any = None  # torch's handler of SIGCHLD, which raises where a worker has died
         self._fetching = False
-        self._child_ended = False  # while no batch was being fetched
+        self._child_ended = False  # whether a child ended while no batch was being fetched
         self._process = os.getpid()
 
     def __enter__(self) -> PoliteStop:
@@ -56,13 +56,13 @@ class PoliteStop:
         self._put_back()
 
     def fetch(self, get: Callable[[], T]) -> T:
-        """What ``get``, which fetches a batch, returns; only here does torch say that a worker died.
+        """Call ``get``, which fetches a batch, and return its result.
 
-        Torch raises that wherever the main thread is at the moment: in the middle of an update, or of a checkpoint.
-        Here it waits until the next batch is wanted.
+        When a worker has died, torch raises an exception wherever the main thread is at the moment, be it in the middle
+        of an update or of a checkpoint. It is held back until this method is called.
 
         Raises:
-            Interrupted: ``get`` failed, and the run is asked to stop.
+            StopRequested: ``get`` failed, and the run is asked to stop.
         """
         if not self.enabled:
             return get()
@@ -70,49 +70,51 @@ class PoliteStop:
         try:
             if self._child_ended:
                 self._child_ended = False
-                self._torchs_handler(signal.SIGCHLD, None)
+                self._torch_handler(signal.SIGCHLD, None)
             return get()
         except Exception as error:
-            self._fetching = False  # of one death at a time
+            self._fetching = False  # hold back the death of further workers
             deadline = time.monotonic() + _GRACE
             while self.signal is None and time.monotonic() < deadline:
                 time.sleep(0.01)
             if self.signal is None:
                 raise
             print(f"pyro_vae: no more batches ({type(error).__name__}: {error})", file=sys.stderr)
-            raise Interrupted from error
+            raise StopRequested from error
         finally:
             self._fetching = False
-            self._wrap_torchs_handler()
+            self._wrap_torch_handler()
 
-    def _wrap_torchs_handler(self) -> None:
+    def _wrap_torch_handler(self) -> None:
         handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
-        if str(getattr(handler, "__module__", "")).startswith("torch.utils.data."):  # set by the first loader's workers
-            self._torchs_handler = self._before[signal.SIGCHLD] = handler
+        if str(getattr(handler, "__module__", "")).startswith(
+            "torch.utils.data."
+        ):  # set when a loader first starts workers
+            self._torch_handler = self._before[signal.SIGCHLD] = handler
             signal.signal(signal.SIGCHLD, self._handle_child)
 
     def _handle_child(self, number: int, frame: FrameType | None) -> None:
         if self._fetching:
-            self._torchs_handler(number, frame)
+            self._torch_handler(number, frame)
         else:
             self._child_ended = True
 
     def _put_back(self) -> None:
         while self._before:
             number, handler = self._before.popitem()
-            # None: a handler that was not installed from Python, and cannot be put back from here.
+            # None: a handler that was not installed from Python. Python cannot put it back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            # A forked worker of a data loader inherits this handler: Ctrl-C reaches it too, and is the parent's
-            # business; SIGTERM is how the parent ends it.
+            # A forked worker of a data loader inherits this handler. It ignores Ctrl-C, which reaches the parent too,
+            # and obeys SIGTERM, by which the parent ends it.
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
         if self.signal is None:
             self.signal = number
-            # Not print: a handler may have interrupted a print.
+            # Not print, which this handler may have interrupted.
             os.write(2, b"\nStopping after this step, with a checkpoint. A second signal stops at once.\n")
             return
         self._put_back()

@@ -1,21 +1,15 @@
-"""Where a run's figures and pictures go."""
+"""Write a run's figures to files."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+from ..run import Run
+from .base import Callback
 
-from .._checks import require_positive_int
-from .callbacks import Callback
-from .generators import same_noise
-from .parts import evaluating
-from .run import Run
-
-__all__ = ["CSVLog", "SamplePictures", "TensorBoard"]
+__all__ = ["CSVLog", "TensorBoard"]
 
 
 class CSVLog(Callback):
@@ -60,7 +54,7 @@ class TensorBoard(Callback):
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ImportError("TensorBoard is not installed: pip install 'pyro_vae[tensorboard]'.") from error
-        # What a killed run wrote of later epochs is to be written anew.
+        # A killed run may have written later epochs, which this run trains again.
         self._writer = SummaryWriter(str(self.directory), purge_step=run.epoch + 1 if run.epoch else None)
 
     def epoch_end(self, run: Run) -> None:
@@ -73,33 +67,3 @@ class TensorBoard(Callback):
     def end(self, run: Run) -> None:
         if self._writer is not None:
             self._writer.close()
-
-
-class SamplePictures(Callback):
-    """Save a picture every few epochs, ``epoch-0010.png`` and so on: the same noise each time, training undisturbed.
-
-    Args:
-        directory: where the pictures go; it is made.
-        draw: a function without arguments that returns a ``matplotlib`` figure, e.g.
-            ``lambda: pyro_vae.plots.samples(vae)``; it runs in eval mode and without gradients.
-        every: epochs from one picture to the next; the last epoch has one too.
-
-    Raises:
-        ValueError: ``every`` is not a positive integer.
-        OSError: (at the start) the directory cannot be made.
-    """
-
-    def __init__(self, directory: str | os.PathLike[str], draw: Callable[[], Any], *, every: int = 1) -> None:
-        self.directory = Path(directory)
-        self.draw = draw
-        self.every = require_positive_int("every", every)
-
-    def start(self, run: Run) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-
-    def epoch_end(self, run: Run) -> None:
-        if run.epoch % self.every and run.epoch < run.epochs:
-            return
-        with evaluating(run.modules), same_noise(), torch.no_grad():
-            figure = self.draw()
-        getattr(figure, "figure", figure).savefig(self.directory / f"epoch-{run.epoch:04d}.png")
