@@ -1,5 +1,7 @@
 """One torch optimiser for all parameters behind Pyro's optimiser interface."""
 
+from __future__ import annotations
+
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping

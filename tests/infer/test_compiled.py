@@ -101,7 +101,7 @@ def test_capturing_is_not_a_step() -> None:
     before = copy.deepcopy(module.state_dict())
     state = torch.get_rng_state()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyro_vae.infer.compiled.Captured.__call__", lambda self, tensors: (torch.zeros(()), []))
+        patch.setattr("pyro_vae.infer.compiled.svi.Captured.__call__", lambda self, tensors: (torch.zeros(()), []))
         svi.backward(binary())
     assert svi.captures == 1
     assert torch.equal(torch.get_rng_state(), state)
@@ -326,7 +326,7 @@ def test_without_a_compiler_the_graph_runs_uncompiled_and_says_so(monkeypatch: p
         raise RuntimeError("InvalidCxxCompiler: no working C++ compiler found")
 
     monkeypatch.setattr(torch._inductor, "compile", broken)
-    monkeypatch.setattr("pyro_vae.infer.lower._said", set())
+    monkeypatch.setattr("pyro_vae.infer.compiled.backend._said", set())
     vae = SmallVAE()
     svi = CompiledSVI(vae.model, vae.guide, Adam({"lr": 0.01}), Trace_ELBO())
     with pytest.warns(UserWarning, match="runs uncompiled") as seen:

@@ -1,5 +1,7 @@
 """Log importance weights per particle and per datum, read off the traces of a model and a guide."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

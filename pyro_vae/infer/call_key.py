@@ -1,5 +1,7 @@
 """Arguments as a flat list of tensors and a hashable key of all the rest."""
 
+from __future__ import annotations
+
 from collections.abc import Hashable
 from typing import Any
 

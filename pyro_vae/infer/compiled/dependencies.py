@@ -1,5 +1,7 @@
 """What a captured graph depends on besides its inputs: the Python state that model, guide and objective read."""
 
+from __future__ import annotations
+
 import functools
 import types
 from collections.abc import Callable, Iterable, Iterator

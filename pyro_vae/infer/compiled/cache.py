@@ -1,10 +1,12 @@
 """The graphs that one ``CompiledSVI`` keeps, each for the calls that it stands for."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Hashable
 
-from pyro_vae.infer.captured import Captured
-from pyro_vae.infer.snapshot import Snapshot
+from .captured_step import Captured
+from .dependencies import Snapshot
 
 _CALLER = 6  # frames from a warning here to the line that called step()
 

@@ -1,5 +1,7 @@
 """SVI whose step is captured once as one graph, compiled, and run as such from then on."""
 
+from __future__ import annotations
+
 import contextlib
 import logging
 import math
@@ -14,18 +16,20 @@ from pyro.infer import SVI
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from pyro_vae.infer.capture import CaptureError, capture, undone
-from pyro_vae.infer.captured import Captured, Traced
-from pyro_vae.infer.checking import compare
-from pyro_vae.infer.graphs import Graphs
-from pyro_vae.infer.losses import Loss, as_tensors, marked, numbers, parts
-from pyro_vae.infer.lower import compiled
-from pyro_vae.infer.optim import FusedOptim
-from pyro_vae.infer.products import Bfloat16Products, choose_products, share_casts
-from pyro_vae.infer.signature import flatten, with_tensors
-from pyro_vae.infer.snapshot import Snapshot, calls_of
-from pyro_vae.infer.toolchain import inductor
-from pyro_vae.infer.update import GuardedAdam, all_finite, cheapen_checks, update
+from ..call_key import flatten, with_tensors
+from ..optim import FusedOptim
+from ..update import all_finite, update
+from .backend import compiled
+from .bfloat16 import Bfloat16Products
+from .cache import Graphs
+from .captured_step import Captured, Traced
+from .check import compare
+from .dependencies import Snapshot, calls_of
+from .guarded_adam import GuardedAdam
+from .losses import Loss, as_tensors, marked, numbers, parts
+from .passes import cheapen_checks, choose_products, share_casts
+from .toolchain import inductor
+from .trace import CaptureError, capture, undone
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,7 @@
 """The checking mode: a captured step against Pyro's own."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

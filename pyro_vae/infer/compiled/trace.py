@@ -1,5 +1,7 @@
 """Running a Pyro step once and keeping what it did as one plain graph of tensor operations."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import random
@@ -33,7 +35,9 @@ _PYRO_QUESTIONS = {
 }
 # These write to running statistics without saying so in their schema: positions of what they write.
 _SILENT_WRITES = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4), "miopen_batch_norm": (3, 4)}
-_MACHINERY = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, pyro.__file__, __file__))
+_MACHINERY = tuple(
+    os.path.dirname(path) + os.sep for path in (torch.__file__, pyro.__file__, os.path.dirname(__file__))
+)
 
 
 class CaptureError(RuntimeError):

@@ -1,5 +1,7 @@
 """From a captured graph to a function that runs it fast."""
 
+from __future__ import annotations
+
 import logging
 import warnings
 from collections.abc import Callable
@@ -8,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_vae.infer.toolchain import FAST_CPU, inductor, kept_on_disk
+from .toolchain import FAST_CPU, inductor, kept_on_disk
 
 logger = logging.getLogger(__name__)
 

@@ -1,44 +1,18 @@
 """How matrix products are computed: in which precision, and by whom."""
 
+from __future__ import annotations
+
 import functools
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 
 # What oneDNN must have to do, and along each side, to be worth its call.
 _MULTIPLY_ADDS, _SIDE = 10**6, 64
-
-
-class Bfloat16Products(TorchDispatchMode):
-    """Inside, float32 matrix products and convolutions take bfloat16 inputs, forwards and backwards.
-
-    All else stays float32: parameters, gradients, optimiser state, activations' functions and log-densities. Where
-    ``torch.autocast`` chooses a dtype per operation, this changes the products alone, so no density is ever summed in
-    bfloat16.
-    """
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (aten.addmm.default, aten.baddbmm.default) and not kwargs and _is_float32(args[0]):
-            product = aten.mm if func is aten.addmm.default else aten.bmm
-            return args[0] + product(args[1].bfloat16(), args[2].bfloat16()).float()
-        if func in _PRODUCTS and any(_is_float32(a) for a in args):
-            out = func(*(_down(a) for a in args), **kwargs)
-            return tuple(_up(o) for o in out) if isinstance(out, tuple) else _up(out)
-        return func(*args, **kwargs)
-
-
-_PRODUCTS = {
-    aten.mm.default,
-    aten.bmm.default,
-    aten.convolution.default,
-    aten.convolution_backward.default,
-}
 
 
 def share_casts(graph: fx.GraphModule) -> fx.GraphModule:
@@ -136,13 +110,33 @@ def _onednn_mm() -> Any:
 _libraries: list[Any] = []
 
 
-def _is_float32(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype is torch.float32
+def cheapen_checks(graph: fx.GraphModule) -> fx.GraphModule:
+    """Reads a weight's gradient for :func:`all_finite` off the two factors of its product, where those are smaller.
 
-
-def _down(value: Any) -> Any:
-    return value.bfloat16() if _is_float32(value) else value
-
-
-def _up(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.dtype is torch.bfloat16 else value
+    No entry of ``a @ b`` exceeds ``sum|a| * sum|b|``, so where that is finite the product is: for a small batch two
+    short sums in place of one over every weight.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target is not aten.sum.default or node.args[0].target is not aten.abs.default:
+            continue
+        product, _ = behind_views(node.args[0].args[0])
+        if product.target is aten._to_copy.default:  # a cast keeps finite what is
+            product, _ = behind_views(product.args[0])
+        if product.target is not aten.mm.default:
+            continue
+        sizes = [n.meta["val"].numel() for n in (*product.args, product)]
+        if sizes[0] + sizes[1] >= sizes[2]:
+            continue
+        dtype = node.meta["val"].dtype
+        with graph.graph.inserting_before(node):
+            sums = [
+                graph.graph.call_function(
+                    aten.sum.default, (graph.graph.call_function(aten.abs.default, (factor,)),), {"dtype": dtype}
+                )
+                for factor in product.args
+            ]
+            bound = graph.graph.call_function(aten.mul.Tensor, tuple(sums))
+        node.replace_all_uses_with(bound)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph

@@ -1,5 +1,7 @@
 """What an objective returns, a number or several, as tensors and as numbers."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

@@ -1,5 +1,7 @@
 """What torch's compiler needs of the machine, made ready in the background while Pyro takes the first step."""
 
+from __future__ import annotations
+
 import functools
 import logging
 import os

@@ -1,5 +1,7 @@
 """One captured graph, ready to run on new inputs."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,8 +9,9 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from pyro_vae.infer.snapshot import Snapshot
-from pyro_vae.infer.update import GuardedAdam, update
+from ..update import update
+from .dependencies import Snapshot
+from .guarded_adam import GuardedAdam
 
 
 class Traced(NamedTuple):
