@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import data, plots
 from ._version import __version__
+from .conditional import Conditional
 from .evaluate import Bounds, bounds, elbo, iwae, log_likelihood, log_weights
 from .infer import Adam, CaptureError, CompiledSVI, FusedOptim, TraceIWAE_ELBO, TraceSTL_ELBO, distributed
 from .likelihoods import BernoulliLikelihood, ContinuousBernoulliLikelihood, GaussianLikelihood
@@ -40,6 +41,7 @@ __all__ = [
     "CaptureError",
     "Checkpoint",
     "CompiledSVI",
+    "Conditional",
     "ContinuousBernoulliLikelihood",
     "DiagonalNormalPosterior",
     "EarlyStopping",

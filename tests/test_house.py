@@ -21,6 +21,7 @@ ARROWS = {
     "_version": set(),
     "networks": {"_checks"},
     "data": {"_checks"},
+    "conditional": {"_checks"},
     "priors": {"networks", "_checks", "_precision"},
     "posteriors": {"networks", "_checks", "_precision"},
     "likelihoods": {"networks", "_checks", "_precision"},
