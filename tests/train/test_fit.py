@@ -186,7 +186,10 @@ def test_batches_go_on_where_an_earlier_fit_ended() -> None:
         ({"validation": []}, ValueError, "validation: expected at least one batch"),
         ({"train": iter([torch.ones(5, 6)]), "epochs": 2}, ValueError, "got none in epoch 2.*not a generator"),
         (
-            {"train": [(torch.ones(5, 6),) * 2]},
+            {
+                "svi": SVI(lambda x: None, lambda x: None, pyro.optim.Adam({}), Trace_ELBO()),
+                "train": [(torch.ones(5, 6),) * 2],
+            },
             TypeError,
             "train: expected batches that are the positional.*transform=",
         ),
