@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ._checks import dtype_of, require_float
+from ._checks import dtype_of, require_float, require_positive_number
 from ._precision import at_least_float32
 
 __all__ = ["DiagonalNormalPosterior"]
 
 
 class DiagonalNormalPosterior(nn.Module):
-    r"""A normal posterior with diagonal covariance, its moments given by a network.
+    r"""A normal posterior with diagonal covariance; a network gives its means and variances.
 
     .. math:: q(z \mid x) = \mathcal{N}(z \mid \mu(x), \operatorname{diag} \sigma(x)^2), \qquad
         (\mu, v) = \mathrm{network}(x), \quad \sigma = \sigma_{\min} + e^{v / 2}
@@ -43,13 +41,11 @@ class DiagonalNormalPosterior(nn.Module):
 
     def __init__(self, network: nn.Module, *, min_scale: float = 1e-4) -> None:
         super().__init__()
-        if not 0 < min_scale < math.inf:
-            raise ValueError(f"min_scale: expected a finite number above 0, got {min_scale!r}.")
         self.network = network
-        self.min_scale = min_scale
+        self.min_scale = require_positive_number("min_scale", min_scale)
 
     def forward(self, x: Tensor) -> dist.Independent:
-        """q(z|x)."""
+        """Return q(z|x)."""
         require_float("x", x, dtype_of(self.network))
         moments = at_least_float32(self.network(x))
         if moments.shape[-1] % 2:

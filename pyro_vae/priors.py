@@ -39,11 +39,11 @@ class StandardNormalPrior(nn.Module):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        require_positive_int("latent_dim", latent_dim)
-        # Buffers, so that .to(device, dtype) moves the prior; constants, so not saved.
+        latent_dim = require_positive_int("latent_dim", latent_dim)
+        # Buffers, so that .to(device, dtype) moves them; not persistent, since they are constants.
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
     def forward(self) -> dist.Independent:
-        """p(z)."""
+        """Return p(z)."""
         return dist.Normal(self.loc, self.scale).to_event(1)

@@ -19,6 +19,7 @@ ARROWS = {
     "_checks": set(),
     "_precision": set(),
     "_version": set(),
+    "_warn": set(),
     "networks": {"_checks"},
     "data": {"_checks"},
     "priors": {"networks", "_checks", "_precision"},
@@ -27,7 +28,7 @@ ARROWS = {
     "models": {"networks", "priors", "posteriors", "likelihoods", "_checks"},
     "infer": {"_checks"},
     "evaluate": {"infer", "_checks"},
-    "train": {"infer", "data", "_checks", "_version"},
+    "train": {"infer", "_checks", "_version", "_warn"},
     "plots": {"_checks"},
 }
 

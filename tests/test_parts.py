@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -147,7 +149,7 @@ def test_output_bias_starts_at_the_mean_of_the_data(name):
         x = (torch.rand(2000, E) < torch.tensor([0.1, 0.5, 0.8])).float()
     likelihood = LIKELIHOODS[name]()
     nn.init.zeros_(likelihood.network.output.weight)
-    likelihood.initialise_output_bias(x)
+    likelihood.initialize_output_bias(x)
     p = likelihood(torch.zeros(D))
     torch.testing.assert_close(p.mean, x.mean(0), rtol=1e-4, atol=1e-4)
     if "shared" in name:
@@ -160,12 +162,12 @@ def test_output_bias_starts_at_the_mean_of_the_data(name):
 def test_output_bias_of_constant_elements_is_finite(name):
     likelihood = LIKELIHOODS[name]()
     x = torch.tensor([[0.0, 1.0, 0.5], [0.0, 1.0, 0.5]])
-    likelihood.initialise_output_bias(x)
+    likelihood.initialize_output_bias(x)
     log_prob = likelihood(torch.zeros(D)).log_prob(x.round())
     assert log_prob.isfinite().all()
     if "Gaussian" not in name:
         with pytest.raises(ValueError, match=r"x: expected values in \[0, 1\], got values from 0 to 255"):
-            likelihood.initialise_output_bias(x * 255)
+            likelihood.initialize_output_bias(x * 255)
 
 
 def test_the_density_of_constant_elements_is_bounded():
@@ -268,7 +270,7 @@ def likelihood_of(name):
 @pytest.mark.parametrize(
     ("name", "bad", "message"),
     [
-        ("bernoulli", 0.37, r"x: expected values in \{0, 1\} for BernoulliLikelihood, got 0.37. Binarise it"),
+        ("bernoulli", 0.37, r"x: expected values in \{0, 1\} for BernoulliLikelihood, got 0.37. Binarize it"),
         ("bernoulli", math.nan, r"x: expected values in \{0, 1\} for BernoulliLikelihood, got nan"),
         ("continuous", 1.5, r"x: expected values in \[0, 1\] for ContinuousBernoulliLikelihood, got 1.5. Rescale"),
         ("continuous", math.nan, r"got nan"),
@@ -315,8 +317,6 @@ def test_wrong_shape_or_dtype_is_refused_by_a_likelihood(name):
         (lambda: pv.GaussianLikelihood(nn.Linear(2, 3), min_scale=math.inf), r"min_scale: expected a finite number"),
         (lambda: pv.GaussianLikelihood(nn.Linear(2, 3), scale=None), r"scale: expected a finite number .* got None"),
         (lambda: pv.GaussianLikelihood(nn.Linear(2, 3), scale=True), r"scale: expected a finite number .* got True"),
-        (lambda: pv.GaussianLikelihood(nn.Linear(2, 3), event_shape=()), r"event_shape: expected a sequence of at"),
-        (lambda: pv.GaussianLikelihood(nn.Linear(2, 3), event_shape=3), r"event_shape: expected a sequence of at"),
         (lambda: pv.AnyLeadingDims(nn.Linear(2, 3), 3)(torch.zeros(2)), r"input: expected at least 3 dimensions"),
         (
             lambda: pv.GaussianLikelihood(nn.Identity(), scale="per-dimension"),
@@ -329,7 +329,6 @@ def test_wrong_shape_or_dtype_is_refused_by_a_likelihood(name):
         (lambda: pv.StandardNormalPrior(0), r"latent_dim: expected an integer of at least 1, got 0"),
         (lambda: pv.MLP(3, 0), r"out_features: expected an integer of at least 1, got 0"),
         (lambda: pv.MLP(3, 2, hidden_dims=(4, -1)), r"hidden_dims: expected an integer of at least 1, got -1"),
-        (lambda: pv.BernoulliLikelihood(nn.Linear(2, 3), event_dim=0), r"event_dim: expected an integer of at least 1"),
         (lambda: pv.MLP(3, 2)(torch.zeros(5, 4)), r"input: expected shape \(\*, 3\) .* got \(5, 4\). Flatten"),
         (
             lambda: pv.DiagonalNormalPosterior(nn.Linear(3, 5))(torch.zeros(2, 3)),
@@ -337,26 +336,26 @@ def test_wrong_shape_or_dtype_is_refused_by_a_likelihood(name):
         ),
         (
             lambda: pv.GaussianLikelihood(nn.Linear(2, 3), scale="predicted")(torch.zeros(2)),
-            r"network: expected an even number of outputs",
+            r"network: expected output of shape \(\*, 2 \* E\) \(2 numbers for each element of a datum\), got \(3,\)",
         ),
         (
             lambda: pv.GaussianLikelihood(nn.Linear(2, 3), scale="shared", event_shape=(4,))(torch.zeros(2)),
-            r"network: expected event shape \(4,\), that of event_shape",
+            r"network: expected output of shape \(\*, 4\), event_shape being \(4,\), got \(3,\)",
         ),
         (
-            lambda: pv.BernoulliLikelihood(nn.Linear(2, 3)).initialise_output_bias(torch.ones(5, 4)),
+            lambda: pv.BernoulliLikelihood(nn.Linear(2, 3)).initialize_output_bias(torch.ones(5, 4)),
             r"network: expected an output bias of shape \(4,\).* got \(3,\)",
         ),
         (
-            lambda: pv.BernoulliLikelihood(nn.Sequential(nn.Linear(2, 3))).initialise_output_bias(torch.ones(5, 3)),
+            lambda: pv.BernoulliLikelihood(nn.Sequential(nn.Linear(2, 3))).initialize_output_bias(torch.ones(5, 3)),
             r"network: expected a last layer with a bias",
         ),
         (
-            lambda: pv.BernoulliLikelihood(nn.Linear(2, 3)).initialise_output_bias(torch.ones(0, 3)),
+            lambda: pv.BernoulliLikelihood(nn.Linear(2, 3)).initialize_output_bias(torch.ones(0, 3)),
             r"x: expected at least one datum",
         ),
         (
-            lambda: pv.BernoulliLikelihood(nn.Linear(2, 3)).initialise_output_bias(torch.full((2, 3), math.nan)),
+            lambda: pv.BernoulliLikelihood(nn.Linear(2, 3)).initialize_output_bias(torch.full((2, 3), math.nan)),
             r"x: expected finite values",
         ),
     ],
@@ -386,7 +385,7 @@ def test_mlp_takes_its_activation():
     assert isinstance(pv.MLP(3, 2, hidden_dims=(4,), activation=nn.Tanh).layers[1], nn.Tanh)
     assert pv.MLP(3, 2, hidden_dims=(4,), activation=lambda: nn.LeakyReLU(0.3)).layers[1].negative_slope == 0.3
     for wrong in (nn.SiLU(), torch.relu, "relu"):
-        with pytest.raises(TypeError, match=r"activation: expected what makes a module, as nn.SiLU does"):
+        with pytest.raises(TypeError, match=r"activation: expected a function that returns a module, such as nn.SiLU"):
             pv.MLP(3, 2, activation=wrong)
     with pytest.raises(TypeError, match=r"hidden_dims: expected a sequence of integers, got 5. Write \(5,\)"):
         pv.MLP(3, 2, hidden_dims=5)
@@ -394,7 +393,7 @@ def test_mlp_takes_its_activation():
 
 def test_images_pass_through_convolutions():
     likelihood = pv.BernoulliLikelihood(
-        nn.Sequential(nn.Linear(2, 32), nn.Unflatten(-1, (2, 4, 4)), nn.Conv2d(2, 1, 1)), event_dim=3
+        nn.Sequential(nn.Linear(2, 32), nn.Unflatten(-1, (2, 4, 4)), nn.Conv2d(2, 1, 1)), event_shape=(1, 4, 4)
     )
     p = likelihood(torch.zeros(5, 2))
     assert (p.batch_shape, p.event_shape) == ((5,), (1, 4, 4))
@@ -412,3 +411,40 @@ def test_densities_stay_in_float32_under_autocast(name):
     with torch.autocast("cpu", torch.bfloat16):
         out, value = run(ALL[name]())
         assert out.log_prob(value).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_event_shape_is_the_shape_of_one_datum(name):
+    """One keyword with one meaning in every likelihood; None is a vector as long as the network's output."""
+    make = {
+        "BernoulliLikelihood": pv.BernoulliLikelihood,
+        "ContinuousBernoulliLikelihood": pv.ContinuousBernoulliLikelihood,
+    }
+    scale = {"fixed": 0.5}.get(name.split()[-1], name.split()[-1])
+    make = make.get(name, lambda *args, **kwargs: pv.GaussianLikelihood(*args, scale=scale, **kwargs))
+    channels = 2 * 1 if scale == "predicted" else 1
+    network = nn.Sequential(nn.Linear(2, channels * 6), nn.Unflatten(-1, (channels, 2, 3)))
+    for shape in ((1, 2, 3), [np.int64(1), np.int32(2), 3], torch.Size((1, 2, 3))):
+        likelihood = make(network, event_shape=shape)
+        assert likelihood.event_shape == (1, 2, 3)
+        p = likelihood(torch.zeros(5, 2))
+        assert (p.batch_shape, p.event_shape) == ((5,), (1, 2, 3))
+        assert p.log_prob(torch.ones(5, 1, 2, 3)).shape == (5,)
+        with pytest.raises(ValueError, match=r"x: expected event shape \(1, 2, 3\)"):
+            p.log_prob(torch.ones(5, 2, 3))
+    for wrong in (3, (), (0,), (2.0, 3), "123", np.int64(3), (True,), torch.ones(2)):
+        with pytest.raises(ValueError, match=r"event_shape: expected a sequence of at least one integer"):
+            make(network, event_shape=wrong)
+    for other in ((1, 3, 2), (6,), (2, 1, 2, 3)):
+        with pytest.raises(ValueError, match=r"network: expected output of shape .* event_shape being"):
+            make(network, event_shape=other)(torch.zeros(5, 2))
+    with pytest.raises(TypeError, match=r"event_dim"):
+        make(network, event_dim=3)
+
+
+def test_numpy_numbers_are_numbers():
+    likelihood = pv.GaussianLikelihood(nn.Linear(2, 3), scale=np.float32(0.5), min_scale=np.float64(1e-3))
+    assert (type(likelihood.scale), type(likelihood.min_scale)) == (float, float)
+    assert type(pv.ContinuousBernoulliLikelihood(nn.Linear(2, 3), max_logit=np.int64(20)).max_logit) is float
+    assert pv.StandardNormalPrior(np.int64(2))().event_shape == (2,)
+    assert type(pv.latent_scale(np.float32(0.5)).scale) is float

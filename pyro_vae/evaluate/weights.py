@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._checks import require_positive_int, require_tensor
-from ..infer.weights import trace_log_weights
+from ..infer.importance import trace_log_weights
 
 __all__ = ["elbo", "iwae", "log_weights"]
 

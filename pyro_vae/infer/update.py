@@ -1,131 +1,25 @@
-"""The second half of a captured step: from gradients to new parameters, unless they are not finite."""
+"""The second half of a step, for any optimizer: update the parameters unless a loss or a gradient is not finite."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from pyro.optim import PyroOptim
-from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch import Tensor
 
-from pyro_vae.infer.optim import FusedOptim
-from pyro_vae.infer.products import behind_views
+from .optim import FusedOptim
 
-
-class GuardedAdam:
-    """The update of a :class:`FusedOptim` that holds a fused ``torch.optim.Adam`` or ``AdamW``, by torch's own kernel.
-
-    What ``optimizer.step()`` asks of Python anew at every step is found once here, and the flag that says whether the
-    gradients are finite is read by the kernel, so that nobody waits for a GPU. The tensors are the optimiser's own,
-    which may take ordinary steps in between, and its options are read at every step: schedulers need nothing else.
-
-    Args:
-        optim: where options and state live.
-        params: the parameters to update; each must be registered with ``optim``.
-
-    Source:
-        D. P. Kingma, J. Ba (2015), Adam: A Method for Stochastic Optimization, algorithm 1; I. Loshchilov, F. Hutter
-        (2019), Decoupled Weight Decay Regularization, algorithm 2.
-    """
-
-    def __init__(self, optim: FusedOptim, params: list[Tensor]) -> None:
-        assert optim.optimizer is not None
-        self.optim = optim
-        self._decoupled = isinstance(optim.optimizer, torch.optim.AdamW)
-        self._state = optim.optimizer.state
-        place = {id(p): i for i, p in enumerate(params)}
-        self._groups: list[tuple[dict[str, Any], list[Tensor], list[int], list[list[Tensor]]]] = []
-        with disable_proxy_modes_tracing():  # made while a graph is traced, but no part of it
-            for group in optim.optimizer.param_groups:
-                members = [p for p in group["params"] if id(p) in place]
-                if members:
-                    state = [self._state_of(p, group) for p in members]
-                    lists = [[s[key] for s in state if key in s] for key in _STATE]
-                    self._groups.append((group, members, [place[id(p)] for p in members], lists))
-
-    @staticmethod
-    def fits(optim: Any) -> bool:
-        """Whether this optimiser is one that can be updated here."""
-        if not isinstance(optim, FusedOptim) or optim.optimizer is None:
-            return False
-        if type(optim.optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
-            return False
-        return all(
-            group["fused"] and not any(isinstance(number, Tensor) for number in (group["lr"], *group["betas"]))
-            for group in optim.optimizer.param_groups
-        )
-
-    def _state_of(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        """As the torch optimiser would make it at its first step."""
-        state: dict[str, Tensor] = self._state[p]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-            for key in _STATE[1:] if group["amsgrad"] else _STATE[1:3]:
-                state[key] = torch.zeros_like(p, requires_grad=False)
-        return state
-
-    def watched(self) -> Iterator[tuple[dict[Any, Any], Any]]:
-        """The entries that must stay what they are for this update to hold: the tensors of the state."""
-        for group, members, _, _ in self._groups:
-            yield group, "amsgrad"
-            for p in members:
-                yield self._state, p
-                for key in self._state[p]:
-                    yield self._state[p], key
-
-    def inputs(self, grads: list[Tensor], ok: Tensor) -> list[Tensor]:
-        """What the kernel is to know of the gradients, as operations for the graph that computes them.
-
-        Returns:
-            Three 0-dim float32 tensors: 1 where the step counts and 0 where it is skipped, the opposite, and the
-            number that the gradients are divided by for their global norm to be ``clip_norm`` at most.
-        """
-        count, skip = ok.float(), (~ok).float()
-        if self.optim.clip_norm is None:
-            return [count, skip]
-        norm = sum((g.float() ** 2).sum() for g in grads) ** 0.5
-        return [count, skip, ((norm + 1e-6) / self.optim.clip_norm).clamp(min=1.0)]
-
-    def __call__(self, grads: list[Tensor], count: Tensor, skip: Tensor, shrink: Tensor | None = None) -> None:
-        """Updates parameters and state in place; changes none of them where ``skip`` is 1."""
-        for group, members, places, (steps, means, squares, largest) in self._groups:
-            torch._foreach_add_(steps, [count] * len(steps))
-            decoupled = self._decoupled or group.get("decoupled_weight_decay", False)
-            kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
-            kernel(
-                members,
-                [grads[i] for i in places],
-                means,
-                squares,
-                largest,
-                steps,
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=group["amsgrad"],
-                maximize=group["maximize"],
-                grad_scale=shrink,
-                found_inf=skip,
-            )
+__all__ = ["all_finite", "step_or_skip", "update"]
 
 
-_STATE = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-
-
-def update(optim: PyroOptim, losses: Iterable[Tensor], params: list[Tensor]) -> None:
-    """The same on the host, for any optimiser: a step from the ``.grad`` of ``params``, which it then clears.
-
-    It is skipped where a loss is not finite (see :func:`pyro_vae.infer.losses.marked`).
-    """
+def update(optim: PyroOptim, losses: Iterable[Tensor], params: Iterable[Tensor]) -> None:
+    """Take an optimizer step from the ``.grad`` of ``params``, unless a loss is not finite."""
     step_or_skip(optim, params, all(bool(torch.isfinite(loss)) for loss in losses))
-    for p in params:
-        p.grad = None
 
 
 def step_or_skip(optim: PyroOptim, params: Iterable[Tensor], finite: bool) -> None:
-    """A step, if ``finite``; else nothing moves but the learning-rate schedule, which counts steps as asked for."""
+    """Take an optimizer step if ``finite``; else only move the learning-rate scheduler on, which counts all steps."""
     if finite:
         optim(set(params))
     elif isinstance(optim, FusedOptim):
@@ -133,43 +27,10 @@ def step_or_skip(optim: PyroOptim, params: Iterable[Tensor], finite: bool) -> No
 
 
 def all_finite(losses: list[Tensor], grads: list[Tensor]) -> Tensor:
-    """Whether every loss and every gradient is finite, as one 0-dim tensor."""
+    """Return whether every loss and every gradient is finite, as one 0-dim tensor."""
     parts = [loss.detach().abs() for loss in losses]
     parts += [g.abs().sum() for g in grads]  # a sum of magnitudes is finite just where all of them are
     total = parts[0]
     for part in parts[1:]:
         total = total + part
     return torch.isfinite(total)
-
-
-def cheapen_checks(graph: fx.GraphModule) -> fx.GraphModule:
-    """Reads a weight's gradient for :func:`all_finite` off the two factors of its product, where those are smaller.
-
-    No entry of ``a @ b`` exceeds ``sum|a| * sum|b|``, so where that is finite the product is: for a small batch two
-    short sums in place of one over every weight.
-    """
-    aten = torch.ops.aten
-    for node in list(graph.graph.nodes):
-        if node.target is not aten.sum.default or node.args[0].target is not aten.abs.default:
-            continue
-        product, _ = behind_views(node.args[0].args[0])
-        if product.target is aten._to_copy.default:  # a cast keeps finite what is
-            product, _ = behind_views(product.args[0])
-        if product.target is not aten.mm.default:
-            continue
-        sizes = [n.meta["val"].numel() for n in (*product.args, product)]
-        if sizes[0] + sizes[1] >= sizes[2]:
-            continue
-        dtype = node.meta["val"].dtype
-        with graph.graph.inserting_before(node):
-            sums = [
-                graph.graph.call_function(
-                    aten.sum.default, (graph.graph.call_function(aten.abs.default, (factor,)),), {"dtype": dtype}
-                )
-                for factor in product.args
-            ]
-            bound = graph.graph.call_function(aten.mul.Tensor, tuple(sums))
-        node.replace_all_uses_with(bound)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph

@@ -1,4 +1,4 @@
-"""``pyro.module`` that keeps instances apart."""
+"""``pyro.module`` for several instances under one name."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def module(name: str, nn_module: ModuleT) -> ModuleT:
     """Register a module's trainable parameters with Pyro under ``name``: ``pyro.module`` for any number of instances.
 
-    Pyro's store keeps the tensors that were first registered under a name. With ``pyro.module`` a second module of the
-    same name (another instance, a deep copy) therefore silently never trains. Here an entry that is not this module's
-    own parameter makes way first, so that instances train side by side, even interleaved. Frozen parameters
-    (``requires_grad=False``) are left out without a warning.
+    Pyro's param store keeps the tensors that were first registered under a name. With ``pyro.module`` a second module
+    of the same name (another instance, a deep copy) therefore never trains, and nothing says so. Here an entry of the
+    store that is another tensor than the module's parameter is replaced, so that several instances can be trained, also
+    by turns. Frozen parameters (``requires_grad=False``) are not registered.
 
     Args:
         name: the prefix of the parameters' names in the store.
@@ -30,7 +30,7 @@ def module(name: str, nn_module: ModuleT) -> ModuleT:
 
     Raises:
         TypeError: ``nn_module`` is not a ``torch.nn.Module``.
-        ValueError: a parameter is not contiguous, of which Pyro's store would silently train a copy.
+        ValueError: a parameter is not contiguous, since Pyro's store would train a copy of it.
 
     Example:
         >>> first, second = nn.Linear(2, 1), nn.Linear(2, 1)
@@ -47,7 +47,7 @@ def module(name: str, nn_module: ModuleT) -> ModuleT:
         if not parameter.is_contiguous():
             raise ValueError(
                 f"nn_module: expected contiguous parameters, got {parameter_name} with strides {parameter.stride()}: "
-                "Pyro's store would keep, and train, a contiguous copy in its stead. "
+                "Pyro's store would train a contiguous copy instead. "
                 "Replace it by nn.Parameter(parameter.detach().contiguous())."
             )
         full_name = param_with_module_name(name, parameter_name)

@@ -1,24 +1,23 @@
-"""The variational autoencoder."""
+"""The variational autoencoder: z ~ p(z), x ~ p(x|z)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import pyro
-import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
 
 from .._checks import require_distribution, require_positive_int, require_tensor
+from .latent_scale import latent_scale
 from .module import module
 
 __all__ = ["VAE"]
 
 
 class VAE(nn.Module):
-    r"""A variational autoencoder: a generative model and an amortised guide, as two Pyro functions.
+    """A variational autoencoder: a generative model and an amortised guide, as two Pyro functions.
 
     .. code-block:: text
 
@@ -26,10 +25,11 @@ class VAE(nn.Module):
         z ~ p(z)                   z ~ q(z|x)
         x ~ p(x|z)
 
-    Both run in the plate ``"data"`` at ``dim=-1`` with the sites ``"z"`` and ``"x"``, so ``SVI``, ``Predictive``,
-    ``NUTS``, ``AutoGuide`` and every handler of Pyro take ``vae.model`` and ``vae.guide`` as they are. To change the
-    story, write the two functions anew in a subclass, or as plain functions: nothing here asks for the class. To save
-    it, save ``vae.state_dict()``: Pyro's param store leaves weak references on parameters, which ``pickle`` refuses.
+    Both run in the plate ``"data"`` at ``dim=-1`` with the sites ``"z"`` and ``"x"``. ``SVI``, ``Predictive``,
+    ``NUTS``, ``AutoGuide`` and every handler of Pyro take ``vae.model`` and ``vae.guide`` as they are. For another
+    generative model, write the two functions in a subclass, or as plain functions: nothing in pyro_vae asks for this
+    class. To save a VAE, save ``vae.state_dict()``. Pickling the module fails, because Pyro's param store leaves weak
+    references on its parameters.
 
     Args:
         prior: ``()`` to p(z), of batch shape ``()`` and event shape ``(D,)``.
@@ -77,13 +77,13 @@ class VAE(nn.Module):
         self.name = name
 
     def model(self, x: Tensor | None = None, *, size: int | None = None, beta: float | Tensor = 1.0) -> Tensor:
-        """z ~ p(z), x ~ p(x|z).
+        """Draw z ~ p(z), then draw or observe x ~ p(x|z).
 
         Args:
             x: data ``(B, *E)`` to condition on, or ``None`` to draw from the prior.
             size: number of data in the whole set, of which ``x`` is a mini-batch: its terms count ``size / B`` times.
                 By default ``len(x)``, so that they count once; without ``x``, how many to draw (1).
-            beta: positive weight of the latent terms, log p(z) and log q(z|x).
+            beta: weight of the latent terms, log p(z) and log q(z|x); above 0. See ``pyro_vae.latent_scale``.
 
         Returns:
             ``x``, given or drawn.
@@ -99,13 +99,13 @@ class VAE(nn.Module):
             return pyro.sample("x", self.decode(z), obs=x)
 
     def guide(self, x: Tensor, *, size: int | None = None, beta: float | Tensor = 1.0) -> Tensor:
-        """z ~ q(z|x). Arguments as in ``model``; returns ``z``."""
+        """Draw z ~ q(z|x) and return it. Arguments as in ``model``."""
         module(self.name, self)
         with self.data_plate(x, size), latent_scale(beta):
             return pyro.sample("z", self.encode(x))
 
     def data_plate(self, x: Tensor | None, size: int | None = None) -> Any:
-        """The plate ``"data"`` at ``dim=-1`` over the rows of ``x``, which stand for ``size`` data."""
+        """Return the plate ``"data"`` at ``dim=-1`` over the rows of ``x``, a mini-batch of ``size`` data."""
         if x is None:
             return pyro.plate("data", 1 if size is None else require_positive_int("size", size), dim=-1)
         require_tensor("x", x)
@@ -114,13 +114,14 @@ class VAE(nn.Module):
                 f"x: expected a batch (B, *E) of at least one datum, got shape {tuple(x.shape)}. "
                 "Leave empty batches out (and give a single datum as x[None])."
             )
-        event_dim = getattr(self.likelihood, "event_dim", None)
-        if event_dim is not None and x.ndim != 1 + event_dim:
-            # Another dimension would silently pass for data, or for particles.
-            raise ValueError(
-                f"x: expected a batch (B, *E) with {1 + event_dim} dimensions, got shape {tuple(x.shape)}. "
-                "Give a single datum as x[None], and more than one batch dimension as x.flatten(0, 1)."
-            )
+        if hasattr(self.likelihood, "event_shape"):
+            # Without this check a further dimension would pass for data, or for particles.
+            event_dim = 1 if self.likelihood.event_shape is None else len(self.likelihood.event_shape)
+            if x.ndim != 1 + event_dim:
+                raise ValueError(
+                    f"x: expected a batch (B, *E) with {1 + event_dim} dimensions, got shape {tuple(x.shape)}. "
+                    "Give a single datum as x[None], and more than one batch dimension as x.flatten(0, 1)."
+                )
         size = len(x) if size is None else require_positive_int("size", size)
         if size < len(x):
             raise ValueError(
@@ -129,10 +130,10 @@ class VAE(nn.Module):
         return pyro.plate("data", size, subsample=x, dim=-1)
 
     def encode(self, x: Tensor) -> Any:
-        """q(z|x), a distribution of batch shape ``*`` for ``x`` ``(*, *E)``."""
+        """Return q(z|x), a distribution of batch shape ``*`` for ``x`` ``(*, *E)``."""
         try:
             q = self.posterior(x)
-        except ValueError as error:  # Pyro's own message would blame the network's output
+        except ValueError as error:  # Pyro's own message speaks of the network's output, and not of x
             if isinstance(x, Tensor) and not x.isfinite().all():
                 bad = x[~x.isfinite()][0].item()
                 raise ValueError(f"x: expected finite values, got {bad}. Remove or impute what is missing.") from error
@@ -147,36 +148,26 @@ class VAE(nn.Module):
         return q
 
     def decode(self, z: Tensor) -> Any:
-        """p(x|z), a distribution of batch shape ``*`` for ``z`` ``(*, D)``."""
+        """Return p(x|z), a distribution of batch shape ``*`` for ``z`` ``(*, D)``."""
         p = self.likelihood(z)
         require_distribution("likelihood", p)
         return p
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """E[x|z] ``(*, *E)`` at the posterior mean of ``z``."""
+        """Return E[x|z] ``(*, *E)`` at the posterior mean of ``z``."""
         return self.decode(self.encode(x).mean).mean
 
     @torch.no_grad()
     def sample(self, n: int = 1, *, mean: bool = False) -> Tensor:
-        """``n`` draws from the generative model.
+        """Draw ``n`` data from the generative model.
 
         Args:
             n: how many.
-            mean: give E[x|z] of each drawn ``z``, which papers picture, in place of a draw from p(x|z).
+            mean: return E[x|z] of each drawn ``z`` instead of a draw from p(x|z), as the pictures in papers show.
 
         Returns:
             ``(n, *E)``.
         """
         p = self.decode(self.prior().sample((require_positive_int("n", n),)))
         return p.mean if mean else p.sample()
-
-
-def latent_scale(beta: float | Tensor) -> Any:
-    """``poutine.scale`` by ``beta``, refusing what is no positive number (of a tensor only the shape is looked at)."""
-    if isinstance(beta, Tensor):
-        if beta.ndim:
-            raise ValueError(f"beta: expected a number or a 0-dim tensor, got shape {tuple(beta.shape)}.")
-    elif not isinstance(beta, (int, float)) or not 0 < beta < math.inf:
-        raise ValueError(f"beta: expected a finite number above 0, got {beta!r}. An annealing starts just above 0.")
-    return poutine.scale(scale=beta)

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.infer.products import Bfloat16Products, choose_products, share_casts
+from pyro_vae.infer.compiled.bfloat16 import Bfloat16Products
+from pyro_vae.infer.compiled.passes import choose_products, share_casts
 
 aten = torch.ops.aten
 

@@ -133,7 +133,7 @@ def test_convolutions_take_particles_through_any_leading_dims(binary_data):
     encoder = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(1), nn.Linear(12, 4))
     vae = pv.VAE(
         pv.StandardNormalPrior(2),
-        pv.BernoulliLikelihood(pv.AnyLeadingDims(decoder, event_dim=1), event_dim=3),
+        pv.BernoulliLikelihood(pv.AnyLeadingDims(decoder, event_dim=1), event_shape=(1, 2, 3)),
         pv.DiagonalNormalPosterior(pv.AnyLeadingDims(encoder, event_dim=3)),
     )
     x = binary_data.reshape(-1, 1, 2, 3)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
-from tiny import images, make, same, weights
+from tiny import images, make, parameters_of, same
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -52,7 +52,7 @@ def test_equals_the_loop_people_write_by_hand() -> None:
     ours = make()
     torch.manual_seed(1)
     history = fit(ours.svi, batches, epochs=3, progress=False)
-    assert same(weights(ours.vae), weights(by_hand.vae))
+    assert same(parameters_of(ours.vae), parameters_of(by_hand.vae))
     assert history["train_elbo"] == pytest.approx([-loss / 50 for loss in losses], rel=1e-12)
 
 

@@ -9,6 +9,8 @@ and a step of :math:`W` processes with :math:`B / W` data each is a step of one 
 each function here does nothing, so that the same program runs by ``python`` and by ``torchrun``.
 """
 
+from __future__ import annotations
+
 from .processes import (
     first_alone,
     from_first,

@@ -1,0 +1,107 @@
+"""The arguments of a call as a flat list of tensors and a hashable key of all the rest."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import enum
+import hashlib
+import types
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["digest", "flatten", "with_tensors"]
+
+_PLAIN = (bool, int, complex, str, bytes, type(None), range, torch.dtype, torch.device, torch.layout, enum.Enum)
+# Compared by identity; what they read is watched.
+_CODE = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, nn.Module)
+
+
+def flatten(value: Any, tensors: list[Tensor], where: str = "args") -> Hashable:
+    """Append the tensors in ``value`` to ``tensors`` and return what identifies the rest.
+
+    Tensors are told apart by shape, strides, dtype, device and whether they require a gradient, not by their values;
+    Python values by type and value.
+
+    Args:
+        value: tensors, plain Python values, numpy scalars, functions and modules, and tuples, lists, dictionaries,
+            namespaces and dataclasses of them.
+        tensors: the list that grows, in the order of the walk.
+        where: what to call ``value`` in an error.
+
+    Raises:
+        TypeError: a value that can be neither an input of a graph nor part of a key, a numpy array or an iterator for
+            instance.
+    """
+    if isinstance(value, Tensor):
+        if value.layout is not torch.strided:
+            raise TypeError(f"{where}: a tensor of layout {value.layout} cannot be an input of a graph.")
+        tensors.append(value)
+        return (type(value), value.shape, value.stride(), value.dtype, value.device, value.requires_grad)
+    if isinstance(value, (tuple, list)):
+        return (type(value), *(flatten(part, tensors, f"{where}[{i}]") for i, part in enumerate(value)))
+    if isinstance(value, dict):
+        return (type(value), *((k, flatten(part, tensors, f"{where}[{k!r}]")) for k, part in value.items()))
+    if isinstance(value, float):
+        return (type(value), value if value == value and value else repr(value))  # NaN, and 0.0 apart from -0.0
+    if isinstance(value, _PLAIN) or (isinstance(value, _CODE) and type(value).__hash__ is not None):
+        return (type(value), value)
+    if isinstance(value, np.generic):
+        return (type(value), flatten(value.item(), tensors, where))
+    if _has_fields(value):
+        return (type(value), *((k, flatten(part, tensors, f"{where}.{k}")) for k, part in vars(value).items()))
+    raise TypeError(
+        f"{where}: a {type(value).__name__} can be neither an input of a graph nor part of its key. Pass a tensor "
+        "(torch.as_tensor(...)), a plain value, or a tuple, list, dict or dataclass of them."
+    )
+
+
+def with_tensors(value: Any, tensors: list[Tensor]) -> Any:
+    """Return a copy of ``value`` with ``tensors`` in place of its own, in the order in which ``flatten`` found them."""
+    return _rebuilt(value, iter(tensors))
+
+
+def digest(key: Hashable) -> str:
+    """Return a name for a key that is the same in every process."""
+    return hashlib.sha256(_described(key).encode()).hexdigest()[:16]
+
+
+def _rebuilt(value: Any, tensors: Iterator[Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return next(tensors)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple
+        return type(value)(*(_rebuilt(part, tensors) for part in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(_rebuilt(part, tensors) for part in value)
+    if isinstance(value, dict):
+        rebuilt = copy.copy(value)  # keeps a defaultdict's function
+        for key, part in value.items():
+            rebuilt[key] = _rebuilt(part, tensors)
+        return rebuilt
+    if _has_fields(value):
+        rebuilt = copy.copy(value)
+        for key, part in vars(value).items():
+            object.__setattr__(rebuilt, key, _rebuilt(part, tensors))
+        return rebuilt
+    return value
+
+
+def _has_fields(value: Any) -> bool:
+    """Whether this object is its attributes and nothing else."""
+    if isinstance(value, (types.SimpleNamespace, argparse.Namespace)):
+        return True
+    return dataclasses.is_dataclass(value) and not isinstance(value, type) and hasattr(value, "__dict__")
+
+
+def _described(key: Any) -> str:
+    if isinstance(key, tuple):
+        return f"({','.join(map(_described, key))})"
+    if isinstance(key, _CODE):
+        named = key if hasattr(key, "__qualname__") else type(key)
+        return f"{getattr(named, '__module__', '')}.{named.__qualname__}"
+    return repr(key)

@@ -1,0 +1,112 @@
+"""From a captured graph to a function that runs it fast."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .toolchain import FAST_CPU, inductor, kept_on_disk
+
+logger = logging.getLogger(__name__)
+
+Run = Callable[..., Any]  # (*held, *inputs) -> list of tensors
+
+# Random numbers as PyTorch's eager operations draw them; and the key of a capture vouches for sizes already.
+_OPTIONS = {"fallback_random": True, "size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
+
+_said: set[str] = set()
+
+
+def compiled(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor]) -> Run:
+    """``graph`` through torch's inductor for these inputs, and on a GPU as one CUDA graph on top.
+
+    Where inductor fails, for want of a C++ compiler say, the graph is run uncompiled, and that is said once. Random
+    numbers are drawn as PyTorch's eager operations draw them, so that one seed gives one run, compiled or not.
+
+    Args:
+        graph: takes ``held`` and then ``inputs``.
+        held: tensors that every call brings again, at the same address.
+        inputs: tensors like those of later calls.
+    """
+    for node in graph.graph.find_nodes(op="placeholder"):
+        node.meta.pop("val", None)  # each of a mode of its own, which the compiler would take for a mistake
+    on_cpu = all(t.device.type == "cpu" for t in (*held, *inputs))
+    try:
+        compiler = inductor(on_cpu)
+        # What torch's own code warns of while it compiles (deprecated parts of its own) is nothing a user could mend.
+        with torch.no_grad(), warnings.catch_warnings(), kept_on_disk([*held, *inputs]) as examples:
+            warnings.simplefilter("ignore")
+            # How many threads is told for the sake of releases that took one number's program for another's.
+            fast = {**FAST_CPU, "cpp.threads": torch.get_num_threads()} if on_cpu else {}
+            run: Run
+            try:
+                run = compiler.compile(graph, examples, options=_OPTIONS | fast)
+            except Exception:
+                logger.debug("compilation failed with the faster options", exc_info=True)
+                run = compiler.compile(graph, examples, options=_OPTIONS)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        logger.debug("compilation failed", exc_info=True)
+        _say_once(
+            f"the captured step could not be compiled and runs uncompiled ({type(error).__name__}: {reason}). "
+            "Is there a C++ compiler (g++ or clang++) on the path?"
+        )
+        return graph
+    _let_freed_memory_stay()
+    if inputs and all(t.device.type == "cuda" for t in (*held, *inputs)):
+        try:
+            return _CudaGraph(run, held, inputs)
+        except RuntimeError as error:  # an operation that cannot be replayed, such as a copy from the host
+            logger.info("no CUDA graph: %s", str(error).partition("\n")[0])
+    return run
+
+
+class _CudaGraph:
+    """Replays one call on fixed addresses; new inputs are copied in."""
+
+    def __init__(self, run: Run, held: list[Tensor], inputs: list[Tensor]) -> None:
+        device = inputs[0].device
+        self._inputs = [t.detach().clone() for t in inputs]
+        before = [t.detach().clone() for t in held]
+        random_state = torch.cuda.get_rng_state(device)
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.no_grad(), torch.cuda.stream(stream):
+            for _ in range(2):  # lazy initialisation must not be captured
+                run(*held, *self._inputs)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.no_grad(), torch.cuda.graph(self._graph):
+                self._outputs = list(run(*held, *self._inputs))
+        finally:  # the warm-up took steps
+            with torch.no_grad():
+                for tensor, value in zip(held, before, strict=True):
+                    tensor.copy_(value)
+            torch.cuda.set_rng_state(random_state, device)
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        for here, new in zip(self._inputs, tensors[len(tensors) - len(self._inputs) :], strict=True):
+            here.copy_(new, non_blocking=True)
+        self._graph.replay()
+        return [o.clone() if o.dim() == 0 else o for o in self._outputs]
+
+
+def _let_freed_memory_stay() -> None:
+    """Keeps the C library from handing a step's memory back to the system, which would cost a fault a page each step.
+
+    glibc returns what is freed beyond twice the largest block that it has seen freed, up to blocks of 32 MiB (see
+    M_MMAP_THRESHOLD in mallopt(3)); so one is freed here, untouched. Other C libraries take no notice.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
+def _say_once(message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        warnings.warn(message, stacklevel=2)

@@ -1,0 +1,142 @@
+"""How matrix products are computed: in which precision, and by whom."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+aten = torch.ops.aten
+
+# What oneDNN must have to do, and along each side, to be worth its call.
+_MULTIPLY_ADDS, _SIDE = 10**6, 64
+
+
+def share_casts(graph: fx.GraphModule) -> fx.GraphModule:
+    """Casts each tensor to bfloat16 once, though products take it as it is and transposed."""
+    cast: dict[fx.Node, fx.Node] = {}
+    for node in list(graph.graph.nodes):
+        if node.target is not aten._to_copy.default or node.kwargs != {"dtype": torch.bfloat16}:
+            continue
+        source, transposed = behind_views(node.args[0])
+        if source not in cast:
+            with graph.graph.inserting_after(source):
+                cast[source] = graph.graph.call_function(aten._to_copy.default, (source,), dict(node.kwargs))
+            cast[source].meta["val"] = source.meta["val"].bfloat16()
+        new = cast[source]
+        if transposed:
+            with graph.graph.inserting_before(node):
+                new = graph.graph.call_function(aten.t.default, (new,))
+            new.meta["val"] = cast[source].meta["val"].t()
+        node.replace_all_uses_with(new)
+        graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def behind_views(node: Any) -> tuple[Any, bool]:
+    """The node that this one shows, and whether it does so transposed."""
+    transposed = False
+    while node.target in (aten.t.default, aten.detach.default, aten.alias.default):
+        transposed ^= node.target is aten.t.default
+        node = node.args[0]
+    return node, transposed
+
+
+def choose_products(graph: fx.GraphModule) -> fx.GraphModule:
+    """Gives each large float32 product on the CPU to oneDNN, and leaves small ones to ``aten::mm``.
+
+    ``aten::mm`` goes to BLAS (MKL, OpenBLAS), which on some processors takes twice oneDNN's time for a large product,
+    on others the same, and anywhere less for a small one. The rule asks for shapes alone: a choice by the clock would
+    make a resumed run another one in the last bits. Where PyTorch has no oneDNN, nothing changes.
+    """
+    onednn_mm = _onednn_mm()
+    if onednn_mm is None:
+        return graph
+    for node in list(graph.graph.nodes):
+        if node.target not in (aten.mm.default, aten.addmm.default) or node.kwargs:
+            continue
+        left, right = (argument.meta.get("val") for argument in node.args[-2:])
+        if not all(
+            isinstance(t, Tensor) and t.dtype is torch.float32 and t.device.type == "cpu" for t in (left, right)
+        ):
+            continue
+        sides = (*left.shape, right.shape[1])
+        if min(sides) < _SIDE or math.prod(sides) < _MULTIPLY_ADDS:
+            continue
+        with graph.graph.inserting_before(node):
+            new = graph.graph.call_function(onednn_mm, tuple(node.args[-2:]))
+            new.meta["val"] = node.meta.get("val")
+            if node.target is aten.addmm.default:  # the bias is added by whatever comes next, fused with it
+                new = graph.graph.call_function(aten.add.Tensor, (new, node.args[0]))
+                new.meta["val"] = node.meta.get("val")
+        node.replace_all_uses_with(new)
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
+
+
+@functools.cache
+def _onednn_mm() -> Any:
+    """``a @ b`` by oneDNN as an operator for graphs, or None; made at first need, not at import."""
+    linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+    if linear is None:
+        return None
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        out: Tensor = linear(a, b.t(), None, "none", [], "")
+        return out
+
+    try:  # the operator is private to torch: see that it still does what it did
+        probe = torch.arange(12.0).reshape(3, 4)
+        if not torch.equal(product(probe, probe.t()), probe @ probe.t()):
+            return None
+        library = torch.library.Library("pyro_vae", "FRAGMENT")
+        library.define("onednn_mm(Tensor a, Tensor b) -> Tensor")
+        library.impl("onednn_mm", product, "CPU")
+        torch.library.register_fake(
+            "pyro_vae::onednn_mm", lambda a, b: a.new_empty(a.shape[0], b.shape[1]), lib=library
+        )
+    except (RuntimeError, TypeError, NotImplementedError, AttributeError):
+        return None
+    _libraries.append(library)  # an operator lives as long as its library object
+    return torch.ops.pyro_vae.onednn_mm.default
+
+
+_libraries: list[Any] = []
+
+
+def cheapen_checks(graph: fx.GraphModule) -> fx.GraphModule:
+    """Reads a weight's gradient for :func:`all_finite` off the two factors of its product, where those are smaller.
+
+    No entry of ``a @ b`` exceeds ``sum|a| * sum|b|``, so where that is finite the product is: for a small batch two
+    short sums in place of one over every weight.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target is not aten.sum.default or node.args[0].target is not aten.abs.default:
+            continue
+        product, _ = behind_views(node.args[0].args[0])
+        if product.target is aten._to_copy.default:  # a cast keeps finite what is
+            product, _ = behind_views(product.args[0])
+        if product.target is not aten.mm.default:
+            continue
+        sizes = [n.meta["val"].numel() for n in (*product.args, product)]
+        if sizes[0] + sizes[1] >= sizes[2]:
+            continue
+        dtype = node.meta["val"].dtype
+        with graph.graph.inserting_before(node):
+            sums = [
+                graph.graph.call_function(
+                    aten.sum.default, (graph.graph.call_function(aten.abs.default, (factor,)),), {"dtype": dtype}
+                )
+                for factor in product.args
+            ]
+            bound = graph.graph.call_function(aten.mul.Tensor, tuple(sums))
+        node.replace_all_uses_with(bound)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
