@@ -157,6 +157,7 @@ class Recorder:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: Any) -> None:
+        pyro.clear_param_store()
         pyro.set_rng_seed(0)
         self._begin()
         self._started = time.process_time()
