@@ -103,14 +103,14 @@ def a_data_class() -> Setup:
     return Setup(lambda b: observe(b.x, b.weight), guide, every_step(lambda x, i: Record(x, 1.0 + i)))
 
 
-@program(LEFT, says="Namespace")
+@program(CAPTURED)
 def a_namespace() -> Setup:
     """A namespace"""
     batches = [call(reals(5, seed=i), argparse.Namespace(weight=1.0 + i // 5)) for i in range(STEPS)]
     return Setup(lambda x, args: observe(x, args.weight), guide, batches)
 
 
-@program(LEFT, says="Namespace")
+@program(CAPTURED)
 def a_namespace_that_changes() -> Setup:
     """One namespace as an argument of every step, changed between steps"""
     args = argparse.Namespace(weight=1.0)
@@ -172,7 +172,7 @@ def an_iterator_over_batches() -> Setup:
     return Setup(lambda s: observe(next(s)), guide, [call(stream) for _ in range(STEPS)])
 
 
-@program(LEFT, says="defaultdict")
+@program(LEFT, says="changes its arguments")
 def a_defaultdict() -> Setup:
     """A `defaultdict` whose default the model uses"""
 
@@ -197,7 +197,7 @@ def an_ordered_dict() -> Setup:
     return Setup(model, guide, every_step(lambda x, i: collections.OrderedDict(x=x, w=torch.tensor(1.0 + i))))
 
 
-@program(CAPTURED)
+@program(LEFT, says="requires a gradient")
 def a_registered_parameter() -> Setup:
     """A parameter of the store as an argument"""
     weight = nn.Parameter(torch.tensor(1.0))
@@ -277,7 +277,7 @@ def an_argument_written() -> Setup:
     return Setup(model, guide, [call(reals(5, seed=i), total) for i in range(STEPS)], tensors=(total,))
 
 
-@program(CAPTURED)
+@program(LEFT, says="requires a gradient")
 def an_argument_with_gradient() -> Setup:
     """An argument that asks for a gradient"""
     return Setup(observe, guide, [call(reals(5, seed=i).requires_grad_()) for i in range(STEPS)])

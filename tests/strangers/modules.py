@@ -128,7 +128,7 @@ def recurrent_cells() -> Setup:
     return encoded(network, forward, fresh(3, 4, 2))
 
 
-@program(LEFT, says="pack_padded_sequence")
+@program(LEFT, says="rnn(packed)")
 def packed_sequences() -> Setup:
     """`pack_padded_sequence` with lengths among the arguments"""
     rnn, head = nn.GRU(2, 3, batch_first=True), nn.Linear(3, 2)
@@ -182,7 +182,7 @@ def affine_grid() -> Setup:
     return Setup(model, guide, fresh(3, 4, 4))
 
 
-@program(LEFT, says="checkpoint")
+@program(LEFT, says="compared with Pyro")
 def checkpointed_dropout() -> Setup:
     """`torch.utils.checkpoint` around dropout"""
     network = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.4), nn.Linear(8, 4))
@@ -357,13 +357,13 @@ def _transformed(transform: Any, n: int = 2) -> Setup:
     return Setup(model, lambda x: None, fresh(5, n), modules=(transform,) if isinstance(transform, nn.Module) else ())
 
 
-@program(CAPTURED)
+@program(LEFT, says="boolean index")
 def splines() -> Setup:
     """A rational spline"""
     return _transformed(transforms.spline(2, count_bins=4))
 
 
-@program(CAPTURED)
+@program(LEFT, says="boolean index")
 def spline_coupling() -> Setup:
     """Coupled splines"""
     return _transformed(transforms.spline_coupling(2, hidden_dims=[4], count_bins=3))
@@ -400,7 +400,7 @@ def cached_transforms() -> Setup:
     return Setup(model, guide, fresh(5, 2), modules=(flow,))
 
 
-@program(CAPTURED)
+@program(LEFT, says="boolean index")
 def conditional_flow() -> Setup:
     """A conditional spline"""
     flow = transforms.conditional_spline(1, context_dim=1, hidden_dims=[4], count_bins=3)

@@ -237,7 +237,7 @@ def maximum_mean_discrepancy() -> Setup:
     return Setup(*local_normal(), fresh(5), Trace_MMD(kernel, num_particles=4, max_plate_nesting=1))
 
 
-@program(CAPTURED)
+@program(LEFT, says="nonzero")
 def energy_distance() -> Setup:
     """`EnergyDistance`"""
     return Setup(*local_normal(), fresh(5), EnergyDistance(num_particles=3))

@@ -16,7 +16,7 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor
 from torch.distributions import constraints
 
-from .runner import CAPTURED, STEPS, Setup, bits, call, fresh, program, ragged, reals
+from .runner import CAPTURED, LEFT, STEPS, Setup, bits, call, fresh, program, ragged, reals
 
 
 def normal_guide(*args: Any, **kwargs: Any) -> None:
@@ -126,7 +126,7 @@ def a_plate_as_a_loop_with_local_variables() -> Setup:
     return Setup(model, guide, fresh(4), TraceGraph_ELBO())
 
 
-@program("left to Pyro", says="for i in pyro.plate")
+@program(LEFT, says="for i in pyro.plate")
 def a_subsampled_plate_as_a_loop() -> Setup:
     """`for i in pyro.plate(...)` over a random subsample"""
 
@@ -388,7 +388,7 @@ def deterministic_sites_and_subsamples() -> Setup:
     return Setup(model, normal_guide, [call(reals(6, 2, seed=i), bits(6, seed=i)) for i in range(STEPS)])
 
 
-@program(CAPTURED)
+@program(LEFT, says="boolean index")
 def a_mixture_of_same_family() -> Setup:
     """`MixtureSameFamily`, `LKJCholesky`, `Dirichlet`"""
 

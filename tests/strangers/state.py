@@ -303,28 +303,28 @@ def a_whole_set_replaced() -> Setup:
 # -- contents that change ----------------------------------------------------------------------------------------------
 
 
-@program(AUDIT, says="audit")
+@program(NOTICED)
 def a_list_written() -> Setup:
     """The contents of a list"""
     weights = [1.0]
     return changing(lambda x: observe(x, weights[0]), lambda: weights.__setitem__(0, 2.0))
 
 
-@program(AUDIT, says="audit")
+@program(NOTICED)
 def a_dictionary_written() -> Setup:
     """The contents of a dictionary"""
     options = {"weight": 1.0}
     return changing(lambda x: observe(x, options["weight"]), lambda: options.update(weight=2.0))
 
 
-@program(AUDIT, says="audit")
+@program(AUDIT, says="compared with Pyro")
 def an_array_written() -> Setup:
     """The contents of a numpy array"""
     weights = np.array([1.0])
     return changing(lambda x: observe(x, float(weights[0])), lambda: weights.__setitem__(0, 2.0))
 
 
-@program(AUDIT, says="audit")
+@program(NOTICED)
 def a_deep_structure_written() -> Setup:
     """A number deep inside dictionaries and lists of an object"""
 
@@ -356,7 +356,7 @@ def a_counter() -> Setup:
     return Setup(Story().model, guide, fresh(5))
 
 
-@program(LEFT, says="calls")
+@program(LEFT, says="changes state")
 def a_counter_in_a_list() -> Setup:
     """A counter in a list"""
     calls = [0]
@@ -381,7 +381,7 @@ def a_counter_in_a_closure() -> Setup:
     return Setup(model, guide, fresh(5))
 
 
-@program(LEFT, says="stream")
+@program(LEFT, says="list_iterator")
 def an_iterator() -> Setup:
     """`next()` of an iterator over data"""
     stream = iter([reals(5, seed=i) for i in range(400)])
@@ -392,7 +392,7 @@ def an_iterator() -> Setup:
     return Setup(model, guide, without_arguments())
 
 
-@program(LEFT, says="steps")
+@program(LEFT, says="itertools.count")
 def a_count() -> Setup:
     """`next()` of `itertools.count`"""
     steps = itertools.count(1)
@@ -403,7 +403,7 @@ def a_count() -> Setup:
     return Setup(model, guide, fresh(5))
 
 
-@program(LEFT, says="weights")
+@program(LEFT, says="generator")
 def a_generator_function() -> Setup:
     """`next()` of a generator function"""
 
@@ -456,7 +456,7 @@ def a_generator_of_torch() -> Setup:
     return Setup(lambda x: observe(x + torch.randn(5, generator=generator), 1.0), guide, fresh(5))
 
 
-@program(LEFT, says="manual_seed")
+@program(LEFT, says="seed")
 def a_seed_in_the_guide() -> Setup:
     """A seed set inside the guide"""
 
@@ -467,7 +467,7 @@ def a_seed_in_the_guide() -> Setup:
     return Setup(lambda x: observe(x, 1.0), seeded, fresh(5))
 
 
-@program(LEFT, says="seen")
+@program(LEFT, says="changes state")
 def a_history_in_a_list() -> Setup:
     """A model that appends what it saw to a list"""
     seen: list[int] = []
@@ -494,7 +494,7 @@ def a_lazy_cache() -> Setup:
     return Setup(Story().model, guide, fresh(5))
 
 
-@program(LEFT, says="counts")
+@program(LEFT, says="changes state")
 def a_memo_in_a_defaultdict() -> Setup:
     """Numbers of calls kept in a `defaultdict`"""
     counts: dict[str, int] = collections.defaultdict(int)

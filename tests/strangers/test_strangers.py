@@ -17,7 +17,11 @@ def check(entry: Program, **options: object) -> None:
     assert entry.says in words, f"{entry.name}: expected {entry.says!r} in {words!r}"
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+# Every fifth program in the quick suite, all of them in the whole one.
+QUICK_AND_SLOW = [pytest.param(name, marks=[pytest.mark.slow] if i % 5 else []) for i, name in enumerate(PROGRAMS)]
+
+
+@pytest.mark.parametrize("name", QUICK_AND_SLOW)
 def test_a_captured_program_ends_where_pyros_ends(name: str) -> None:
     check(PROGRAMS[name], compile="graph")
 
