@@ -7,9 +7,19 @@ from ._version import __version__
 from .conditional import Conditional
 from .evaluate import Bounds, bounds, elbo, iwae, log_likelihood, log_weights
 from .infer import Adam, CaptureError, CompiledSVI, FusedOptim, TraceIWAE_ELBO, TraceSTL_ELBO, distributed
-from .likelihoods import BernoulliLikelihood, ContinuousBernoulliLikelihood, GaussianLikelihood
+from .likelihoods import (
+    BernoulliLikelihood,
+    BetaLikelihood,
+    CategoricalLikelihood,
+    ContinuousBernoulliLikelihood,
+    GaussianLikelihood,
+    LaplaceLikelihood,
+    NegativeBinomialLikelihood,
+    PoissonLikelihood,
+    StudentTLikelihood,
+)
 from .models import VAE, latent_scale, module
-from .networks import MLP, AnyLeadingDims
+from .networks import MLP, AnyLeadingDims, ConvDecoder, ConvEncoder, GatedMLP
 from .posteriors import DiagonalNormalPosterior
 from .priors import StandardNormalPrior
 from .train import (
@@ -35,23 +45,32 @@ __all__ = [
     "Adam",
     "AnyLeadingDims",
     "BernoulliLikelihood",
+    "BetaLikelihood",
     "Bounds",
     "CSVLog",
     "Callback",
     "CaptureError",
+    "CategoricalLikelihood",
     "Checkpoint",
     "CompiledSVI",
     "Conditional",
     "ContinuousBernoulliLikelihood",
+    "ConvDecoder",
+    "ConvEncoder",
     "DiagonalNormalPosterior",
     "EarlyStopping",
     "FusedOptim",
+    "GatedMLP",
     "GaussianLikelihood",
     "History",
+    "LaplaceLikelihood",
     "LearningRate",
+    "NegativeBinomialLikelihood",
+    "PoissonLikelihood",
     "Run",
     "SamplePictures",
     "StandardNormalPrior",
+    "StudentTLikelihood",
     "TensorBoard",
     "TraceIWAE_ELBO",
     "TraceSTL_ELBO",
