@@ -134,9 +134,10 @@ class VAE(nn.Module):
                 f"x: expected a batch (B, *E) of at least one datum, got shape {tuple(x.shape)}. "
                 "Leave empty batches out (and give a single datum as x[None])."
             )
-        if hasattr(self.likelihood, "event_shape"):
+        event_shape = getattr(self.likelihood, "event_shape", "unknown")  # None is a vector, in our likelihoods
+        if event_shape is None or isinstance(event_shape, tuple):
             # Without this check a further dimension would pass for data, or for particles.
-            event_dim = 1 if self.likelihood.event_shape is None else len(self.likelihood.event_shape)
+            event_dim = 1 if event_shape is None else len(event_shape)
             if x.ndim != 1 + event_dim:
                 raise ValueError(
                     f"x: expected a batch (B, *E) with {1 + event_dim} dimensions, got shape {tuple(x.shape)}. "
@@ -208,7 +209,8 @@ class VAE(nn.Module):
                 require_rows(f"given[{i}]", value, n, "as n")
         prior = self.prior(*given)
         require_distribution("prior", prior)
-        p = self.decode(prior.expand((n,)).sample(), *given)
+        z = prior.expand((n,)).sample() if prior.batch_shape else prior.sample((n,))
+        p = self.decode(z, *given)
         return p.mean if mean else p.sample()
 
     @staticmethod

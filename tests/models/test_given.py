@@ -61,7 +61,7 @@ def solved_conditional_vae() -> tuple[pv.VAE, torch.Tensor, torch.Tensor, helper
     old_likelihood, likelihood = solved.vae.likelihood, vae.likelihood.part
     old_posterior, posterior = solved.vae.posterior, vae.posterior.part
     with torch.no_grad():
-        likelihood.raw_scale.copy_(old_likelihood.raw_scale)
+        likelihood.scale.raw.copy_(old_likelihood.scale.raw)
         likelihood.network.weight.copy_(torch.cat([old_likelihood.network.weight, SHIFTS.T], 1))
         likelihood.network.bias.copy_(old_likelihood.network.bias)
         weight = old_posterior.network.weight
@@ -209,6 +209,21 @@ def test_how_many_data_are_drawn():
         vae.model(None, torch.ones(4, 1), torch.ones(3))
     with pytest.raises(ValueError, match=r"given\[0\]: expected 5 rows as in size"):
         vae.model(None, torch.ones(4, 1), size=5)
+
+
+def test_a_likelihood_of_ones_own_may_say_nothing_of_its_shape(binary_data):
+    vae = helpers.small_vae()
+
+    class Own(nn.Module):
+        def forward(self, z):
+            return vae.likelihood(z)
+
+    class OwnWithANumber(Own):
+        event_shape = 6
+
+    for likelihood in (Own(), OwnWithANumber(), vae.likelihood.forward):
+        own = pv.VAE(vae.prior, likelihood, vae.posterior)
+        assert own.model(binary_data).shape == (64, 6)
 
 
 def test_another_number_of_rows_is_refused(binary_data):
