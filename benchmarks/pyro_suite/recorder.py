@@ -171,11 +171,11 @@ class Recorder:
         self._rebind(SVI, self.svi_class)
         self._set(self.direct)
         previous = signal.signal(signal.SIGALRM, stop)
-        signal.alarm(self.seconds)
+        signal.setitimer(signal.ITIMER_REAL, self.seconds, 1.0)  # again and again: a callback may swallow an exception
         try:
             return (yield)
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
             signal.signal(signal.SIGALRM, previous)
             self._set(self.originals)
             self._rebind(self.svi_class, SVI)
