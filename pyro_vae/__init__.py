@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import data, plots
 from ._version import __version__
+from .conditional import Conditional
 from .evaluate import Bounds, bounds, elbo, iwae, log_likelihood, log_weights
 from .infer import (
     Adam,
@@ -50,6 +51,7 @@ __all__ = [
     "CaptureWarning",
     "Checkpoint",
     "CompiledSVI",
+    "Conditional",
     "ContinuousBernoulliLikelihood",
     "DiagonalNormalPosterior",
     "EarlyStopping",

@@ -20,10 +20,10 @@ def require_tensor(name: str, value: Any) -> None:
         )
 
 
-def require_rows(name: str, value: Any, rows: int) -> None:
+def require_rows(name: str, value: Any, rows: int, source: str = "as in x") -> None:
     """Refuse what should have one row for each datum (labels, for instance) and has another number of rows."""
     if len(value) != rows:
-        raise ValueError(f"{name}: expected {rows} rows as in x, got {len(value)}. Give one for each datum.")
+        raise ValueError(f"{name}: expected {rows} rows {source}, got {len(value)}. Give one for each datum.")
 
 
 def require_float(name: str, value: Any, dtype: torch.dtype | None = None) -> None:

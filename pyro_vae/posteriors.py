@@ -1,6 +1,8 @@
-"""Amortised posteriors q(z|x): modules whose ``forward(x)`` returns a distribution over the latent variable."""
+"""Amortised posteriors q(z|x): modules whose ``forward(x, *given)`` returns a distribution over the latent variable."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pyro.distributions as dist
 from torch import Tensor, nn
@@ -22,7 +24,7 @@ class DiagonalNormalPosterior(nn.Module):
         min_scale: :math:`\sigma_{\min} > 0`, which keeps the density finite.
 
     Returns:
-        ``forward(x)`` returns a distribution of batch shape ``*`` and event shape ``(D,)``.
+        ``forward(x, *given)`` returns a distribution of batch shape ``*`` and event shape ``(D,)``.
 
     Raises:
         ValueError: the network's output width is odd; ``min_scale`` is not positive.
@@ -44,8 +46,8 @@ class DiagonalNormalPosterior(nn.Module):
         self.network = network
         self.min_scale = require_positive_number("min_scale", min_scale)
 
-    def forward(self, x: Tensor) -> dist.Independent:
-        """Return q(z|x)."""
+    def forward(self, x: Tensor, *given: Any) -> dist.Independent:
+        """Return q(z|x); ``given`` is not used."""
         require_float("x", x, dtype_of(self.network))
         moments = at_least_float32(self.network(x))
         if moments.shape[-1] % 2:

@@ -1,6 +1,8 @@
-"""Priors p(z): modules whose ``forward()`` returns a distribution over one datum's latent variable."""
+"""Priors p(z): modules whose ``forward(*given)`` returns a distribution over one datum's latent variable."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -20,7 +22,7 @@ class StandardNormalPrior(nn.Module):
         latent_dim: :math:`D`, the dimension of one latent variable.
 
     Returns:
-        ``forward()`` returns a distribution of batch shape ``()`` and event shape ``(D,)``.
+        ``forward(*given)`` returns a distribution of batch shape ``()`` and event shape ``(D,)``.
 
     Raises:
         ValueError: ``latent_dim`` is not a positive integer.
@@ -44,6 +46,6 @@ class StandardNormalPrior(nn.Module):
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
-    def forward(self) -> dist.Independent:
-        """Return p(z)."""
+    def forward(self, *given: Any) -> dist.Independent:
+        """Return p(z); ``given`` is not used."""
         return dist.Normal(self.loc, self.scale).to_event(1)

@@ -22,6 +22,7 @@ ARROWS = {
     "_warn": set(),
     "networks": {"_checks"},
     "data": {"_checks"},
+    "conditional": {"_checks"},
     "priors": {"networks", "_checks", "_precision"},
     "posteriors": {"networks", "_checks", "_precision"},
     "likelihoods": {"networks", "_checks", "_precision"},

@@ -41,6 +41,8 @@ def flatten(value: Any, tensors: list[Tensor], where: str = "args") -> Hashable:
     if isinstance(value, Tensor):
         if value.layout is not torch.strided:
             raise TypeError(f"{where}: a tensor of layout {value.layout} cannot be an input of a graph.")
+        if isinstance(value, nn.Parameter):  # closed over rather than an input, so that it gets its gradient
+            return _Same(value)
         tensors.append(value)
         return (type(value), value.shape, value.stride(), value.dtype, value.device, value.requires_grad)
     if isinstance(value, (tuple, list)):
@@ -61,6 +63,22 @@ def flatten(value: Any, tensors: list[Tensor], where: str = "args") -> Hashable:
     )
 
 
+class _Same:
+    """A parameter as part of a key: itself, and no other of its shape."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter = parameter
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.parameter is other.parameter
+
+    def __hash__(self) -> int:
+        return id(self.parameter)
+
+    def __repr__(self) -> str:
+        return f"Parameter{tuple(self.parameter.shape)}{self.parameter.dtype}"
+
+
 def with_tensors(value: Any, tensors: list[Tensor]) -> Any:
     """Return a copy of ``value`` with ``tensors`` in place of its own, in the order in which ``flatten`` found them."""
     return _rebuilt(value, iter(tensors))
@@ -73,7 +91,7 @@ def digest(key: Hashable) -> str:
 
 def _rebuilt(value: Any, tensors: Iterator[Tensor]) -> Any:
     if isinstance(value, Tensor):
-        return next(tensors)
+        return value if isinstance(value, nn.Parameter) else next(tensors)
     if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple
         return type(value)(*(_rebuilt(part, tensors) for part in value))
     if isinstance(value, (tuple, list)):

@@ -28,7 +28,7 @@ def step_or_skip(optim: PyroOptim, params: Iterable[Tensor], finite: bool) -> No
 
 def all_finite(losses: list[Tensor], grads: list[Tensor]) -> Tensor:
     """Return whether every loss and every gradient is finite, as one 0-dim tensor."""
-    parts = [loss.detach().abs() for loss in losses]
+    parts = [loss.detach().abs() for loss in losses] or [torch.zeros(())]
     parts += [g.abs().sum() for g in grads]  # a sum of magnitudes is finite just where all of them are
     total = parts[0]
     for part in parts[1:]:

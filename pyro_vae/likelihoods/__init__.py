@@ -1,4 +1,4 @@
-"""Likelihoods p(x|z): modules whose ``forward(z)`` returns a distribution over one datum.
+"""Likelihoods p(x|z): modules whose ``forward(z, *given)`` returns a distribution over one datum.
 
 Every density is normalised and is zero outside its support: there ``log_prob`` is minus infinity, and with Pyro's
 validation on (the default) it raises a ``ValueError`` that names the value and the fix.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class BernoulliLikelihood(nn.Module):
             network's output.
 
     Returns:
-        ``forward(z)`` returns a distribution of batch shape ``*`` and event shape ``E``.
+        ``forward(z, *given)`` returns a distribution of batch shape ``*`` and event shape ``E``.
 
     Raises:
         ValueError: ``event_shape`` is not a sequence of positive integers, or not the shape of the network's output;
@@ -49,8 +50,8 @@ class BernoulliLikelihood(nn.Module):
         self.network = network
         self.event_shape = require_shape("event_shape", event_shape)
 
-    def forward(self, z: Tensor) -> Observation:
-        """Return p(x|z)."""
+    def forward(self, z: Tensor, *given: Any) -> Observation:
+        """Return p(x|z); ``given`` is not used."""
         (logits,) = network_output(self.network, z, self.event_shape)
         return Observation(
             dist.Bernoulli(logits=logits),

@@ -46,8 +46,8 @@ class ContinuousBernoulliLikelihood(nn.Module):
         max_logit: L; ``math.inf`` for no bound.
 
     Returns:
-        ``forward(z)`` returns a distribution of batch shape ``*`` and event shape ``E``; its ``log_prob`` is a density,
-        in nats per datum with respect to data in [0, 1], and so can be above 0.
+        ``forward(z, *given)`` returns a distribution of batch shape ``*`` and event shape ``E``; its ``log_prob`` is a
+        density, in nats per datum with respect to data in [0, 1], and so can be above 0.
 
     Raises:
         ValueError: ``max_logit`` is not positive; ``event_shape`` is not a sequence of positive integers, or not the
@@ -72,8 +72,8 @@ class ContinuousBernoulliLikelihood(nn.Module):
         self.event_shape = require_shape("event_shape", event_shape)
         self.max_logit = require_positive_number("max_logit", max_logit, finite=False)
 
-    def forward(self, z: Tensor) -> Observation:
-        """Return p(x|z)."""
+    def forward(self, z: Tensor, *given: Any) -> Observation:
+        """Return p(x|z); ``given`` is not used."""
         (logits,) = network_output(self.network, z, self.event_shape)
         if self.max_logit < math.inf:
             logits = self.max_logit * torch.tanh(logits / self.max_logit)

@@ -37,8 +37,8 @@ class GaussianLikelihood(nn.Module):
         min_scale: :math:`\sigma_{\min} > 0`, in the unit of ``x``.
 
     Returns:
-        ``forward(z)`` returns a distribution of batch shape ``*`` and event shape ``E``; its ``log_prob`` is a density
-        (nats per datum, in the unit of ``x``) and so can be above 0.
+        ``forward(z, *given)`` returns a distribution of batch shape ``*`` and event shape ``E``; its ``log_prob`` is a
+        density (nats per datum, in the unit of ``x``) and so can be above 0.
 
     Raises:
         ValueError: an unknown or non-positive ``scale``; ``event_shape`` is not a sequence of positive integers, or not
@@ -100,8 +100,8 @@ class GaussianLikelihood(nn.Module):
         excess = (scale - self.min_scale).clamp(min=self.min_scale)
         return excess + (-(-excess).expm1()).log()
 
-    def forward(self, z: Tensor) -> Observation:
-        """Return p(x|z)."""
+    def forward(self, z: Tensor, *given: Any) -> Observation:
+        """Return p(x|z); ``given`` is not used."""
         scale: Tensor | float
         if self.scale == "predicted":
             loc, raw_scale = network_output(self.network, z, self.event_shape, parameters=2)

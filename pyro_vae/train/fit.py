@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from pyro.infer.util import zero_grads
 from tqdm.auto import tqdm
 
 from .._checks import require_positive_int
@@ -18,6 +19,7 @@ from .callbacks.dispatch import Dispatch
 from .feed.arguments import Arguments
 from .feed.batching import feed_of, require_iterable
 from .feed.polite_stop import PoliteStop, StopRequested
+from .feed.rows import Rows
 from .history import History
 from .loop import Loop
 from .progress import ProgressBar
@@ -39,6 +41,7 @@ def fit(
     callbacks: Sequence[Any] = (),
     size: int | None = None,
     transform: Callable[[Any], Any] | None = None,
+    rows: Callable[..., int] | None = None,
     progress: bool = True,
     resume: str | os.PathLike[str] | None = None,
     on_nonfinite: str = "raise",
@@ -46,9 +49,12 @@ def fit(
     """Train with any Pyro ``SVI`` on any iterable of batches.
 
     A batch that is a tensor becomes ``svi.step(batch)``; a tuple ``svi.step(*batch)``. The loss of a step is taken to
-    be minus the ELBO summed over the batch's data (or scaled up to ``size`` data where ``size`` is given), so that an
-    epoch's figure weighs a smaller last batch by its size. Before the first step, model and guide run once on the first
-    batch, so that every parameter exists; this moves no random generator.
+    be minus the ELBO summed over the batch's data (or scaled up to ``size`` data where ``size`` is given), and an
+    epoch's figure is the sum over its steps divided by the number of its data. The number of data in a batch is the
+    size of the plate named ``data``, or else the sum of the plates that hold observations and sit in no other plate.
+
+    Before the first step, and for each new shape of a batch, model and guide run once on the batch, in eval mode: so
+    every parameter exists, and the number of data is known. This moves no random generator.
 
     In a process group of ``torch.distributed`` with several processes, all of them call ``fit``, each with its share
     of the data (``Batches.shard``), and train one model together; see ``pyro_vae.infer.distributed``.
@@ -65,6 +71,8 @@ def fit(
             that take the ``Run`` after every epoch; see ``pyro_vae.Callback`` for their order.
         size: number of data in the whole set, handed to model and guide as ``size=`` (for global latent variables).
         transform: makes the model's arguments from a batch, e.g. ``lambda batch: batch[0]`` to drop labels.
+        rows: function of the batch's arguments that returns its number of data, where the plates do not say it, or
+            where it depends on values and not on shapes alone, e.g. ``lambda x, lengths: len(lengths)``.
         progress: whether to show a bar with the ELBO per datum of training and validation and the time that remains.
         resume: directory (or file) of ``pyro_vae.Checkpoint`` to go on from, to the bit on a CPU; where there is no
             checkpoint yet, training starts afresh and says so. Give the same data, model and callbacks as before.
@@ -81,8 +89,10 @@ def fit(
             does not fit the model's arguments; a schedule, a callback or ``transform`` is not a function.
         ValueError: ``epochs`` or ``size`` is not a positive integer; an epoch without a batch; data that the model
             refuses (the error names the batch); a checkpoint that cannot be used.
-        FloatingPointError: a loss or a gradient is NaN or infinite.
+        FloatingPointError: a loss, a gradient or a parameter is NaN or infinite.
         SystemExit: after SIGINT or SIGTERM, where a ``Checkpoint`` is among the callbacks.
+
+        Any exception that ends the training has the figures of the finished epochs as its attribute ``history``.
 
     Example:
         >>> import pyro, torch, pyro_vae as pv
@@ -111,9 +121,23 @@ def fit(
         raise TypeError(
             f"transform: expected a function of a batch, got {transform!r}. Give e.g. lambda batch: batch[0]."
         )
+    if rows is not None and not callable(rows):
+        raise TypeError(
+            f"rows: expected a function of the batch's arguments, got {rows!r}. Give e.g. lambda x: len(x)."
+        )
     if on_nonfinite not in ("raise", "restore"):
         raise ValueError(f'on_nonfinite: expected "raise" or "restore", got {on_nonfinite!r}.')
     dispatch = Dispatch(callbacks, last=Checkpoint)
+    _require_same_settings(
+        {
+            "epochs": epochs,
+            "size": size,
+            "on_nonfinite": on_nonfinite,
+            "schedules": sorted(schedules or {}),
+            "validation": "given" if validation is not None else "not given",
+            "callbacks": [type(callback).__name__ for callback in dispatch.callbacks if callback.essential],
+        }
+    )
     distributed.same_generator()
     checkpoints = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
     found = None if resume is None else distributed.from_first(lambda: last_checkpoint(resume))
@@ -124,7 +148,7 @@ def fit(
         run.resumed_from = None if found is None else found[0]
         loop = Loop(
             run,
-            stepper_of(svi),
+            stepper_of(svi, Rows(svi, rows)),
             feed_of("train", train, polite_stop),
             validation=None if validation is None else feed_of("validation", validation, polite_stop),
             schedules=schedules or {},
@@ -145,8 +169,10 @@ def fit(
         try:
             interrupted = loop.train(bar)
             run.status = "interrupted" if interrupted else "finished"
-        except BaseException:
+        except BaseException as error:
             run.status = "failed"
+            error.history = run.history  # type: ignore[attr-defined]
+            zero_grads(run.parameters.values())  # a step that was cut off leaves gradients, to which the next adds
             raise
         finally:
             dispatch.end(run)
@@ -165,6 +191,17 @@ def _require_svi(svi: Any, names: tuple[str, ...]) -> None:
         )
 
 
+def _require_same_settings(own: dict[str, Any]) -> None:
+    """Refuse processes that are to train together and were given other settings."""
+    for other, theirs in enumerate(distributed.gather(own)):
+        for name, value in own.items():
+            if theirs[name] != value:
+                raise ValueError(
+                    f"{name}: expected the same in all processes, got {value!r} in process {distributed.rank()} and "
+                    f"{theirs[name]!r} in process {other}. Call fit alike in each."
+                )
+
+
 def _say_where(run: Run, resume: Any) -> None:
     if run.resumed_from is None:
         text = f"no checkpoint in {resume} yet, starting afresh"
@@ -177,4 +214,6 @@ def _exit(run: Run, checkpoints: Sequence[Checkpoint], polite_stop: PoliteStop) 
     """Say how to go on after a polite stop; return the exception that ends the process."""
     directory = str(checkpoints[0].directory)
     print(f"pyro_vae: stopped at {run.where}. Go on with fit(..., resume={directory!r}).", file=sys.stderr)
-    return SystemExit(128 + (polite_stop.signal or signal.SIGTERM))
+    stop = SystemExit(128 + (polite_stop.signal or signal.SIGTERM))
+    stop.history = run.history  # type: ignore[attr-defined]
+    return stop

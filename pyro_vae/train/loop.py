@@ -14,12 +14,14 @@ from .callbacks.dispatch import Dispatch
 from .feed.arguments import Arguments, require_arguments
 from .feed.batching import Feed, naming_the_batch
 from .feed.polite_stop import PoliteStop, StopRequested
-from .nonfinite.detect import NotFinite, is_finite
+from .nonfinite.detect import NotFinite, refuse_update, require_finite_parameters
 from .nonfinite.explain import StepInputs, cause_of, explanation
 from .nonfinite.restore import LastGoodState
-from .parameters import parameters_and_modules
+from .parameters import look_at
 from .progress import ProgressBar
-from .resume import generators, optimizer_state
+from .resume import generators
+from .resume.learning_rates import multiply_learning_rates
+from .resume.optimizer_state import prepare
 from .resume.run_state import put_back, set_position, state_of
 from .run import Run
 from .schedules import Schedule, values_at
@@ -87,10 +89,10 @@ class Loop:
                     args = self._first_arguments()
             require_arguments("train", args, run.svi.model)
             self._set_values()
-            run.parameters, run.modules = parameters_and_modules(
-                run.svi, args, self.arguments.keyword(args, run.values)
-            )
-        optimizer_state.prepare(run.svi.optim, run.parameters)
+            look = look_at(run.svi, args, self.arguments.keyword(args, run.values))
+            run.parameters, run.modules = look.parameters, look.modules
+            self.stepper.rows.learn(args, look.model_trace)
+        prepare(run.svi.optim, run.parameters)
         for module in run.modules:
             module.train()
         if state is not None:
@@ -114,12 +116,13 @@ class Loop:
                 try:
                     if not self._train_epoch(bar):
                         return True
+                    bar.epoch()
+                    self.callbacks.epoch_end(run)
+                    self._require_finite()  # a callback may have changed the parameters
                 except NotFinite as error:
                     self._go_back(error)
                     bar.go_back()
                     continue
-                bar.epoch()
-                self.callbacks.epoch_end(run)
                 wishes = gather((run.stopping, self.polite_stop.signal is not None))
                 run.stopping, interrupted = map(any, zip(*wishes, strict=True))
                 if interrupted:
@@ -238,7 +241,9 @@ class Loop:
         return state_of(self.run, self.stepper, self.feed, self.callbacks)
 
     def _take_state(self) -> dict[str, Any] | None:
-        if not self.run.meter.read():
+        try:
+            self._require_finite()
+        except NotFinite:
             return None
         state = self._state()
         if not isinstance(self.stepper, JointStepper):  # the other processes take no state at this step
@@ -246,17 +251,13 @@ class Loop:
         return state
 
     def _require_finite(self) -> None:
-        """Read the losses that are still on an accelerator, and raise where one is not finite."""
+        """Raise where a loss so far, some of which may still be on an accelerator, or a parameter is not finite."""
         self.run.meter.read()
         self.run.meter.require_finite()
+        require_finite_parameters(self.run.parameters, self.run.step)
 
     def _refuse(self, loss: Any) -> None:
-        """Prevent the update of a step whose loss or gradients are not finite."""
-        run = self.run
-        if not is_finite(loss, (parameter.grad for parameter in run.parameters.values())):
-            for parameter in run.parameters.values():
-                parameter.grad = None
-            raise NotFinite(f"the loss ({loss:.6g}) or a gradient is not finite at {run.where}", run.batch)
+        refuse_update(loss, self.run.parameters, self.run.where, self.run.batch)
 
     def _go_back(self, error: NotFinite) -> None:
         """Go back to the last good state with half the learning rate, or raise an error that explains the failure."""
@@ -269,7 +270,7 @@ class Loop:
         set_position(run, self.feed, state)
         self._batches = None
         put_back(run, self.stepper, self.callbacks, state)
-        optimizer_state.multiply_learning_rates(run.svi.optim, factor / run.learning_rate_factor)
+        multiply_learning_rates(run.svi.optim, factor / run.learning_rate_factor)
         run.learning_rate_factor = factor
         run.stopping = False
         warn(
@@ -280,8 +281,8 @@ class Loop:
     def _explanation(self, error: NotFinite) -> Exception:
         run = self.run
         batch = run.batch if error.batch is None else error.batch
-        inputs = self._inputs
-        if batch != run.batch:  # noticed some steps later
+        inputs = None if error.applied else self._inputs
+        if batch != run.batch:  # it was noticed some steps later
             again = self.feed.read_again(run.first_epoch + run.epoch, batch)
             args = () if again is None else self.arguments.positional(again)
             inputs = None if again is None else StepInputs(args, self.arguments.keyword(args, run.values), None)

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro.poutine as poutine
 import torch
 from pyro import validation_enabled
+from pyro.poutine import Trace
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from .resume.generators import preserved
 
-__all__ = ["copied", "copy_of_parameters", "evaluating", "parameters_and_modules", "set_parameters"]
+__all__ = ["Look", "copied", "copy_of_parameters", "evaluating", "look_at", "set_parameters"]
 
 
-def parameters_and_modules(
-    svi: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[dict[str, Tensor], list[nn.Module]]:
+class Look(NamedTuple):
+    """What model and guide use."""
+
+    parameters: dict[str, Tensor]  # unconstrained, by their names in Pyro's store
+    modules: list[nn.Module]  # the outermost ones
+    model_trace: Trace
+
+
+def look_at(svi: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Look:
     """Run guide and model once, in eval mode and without moving a generator, and note what they use.
 
     After this every parameter exists, also one that Pyro makes at the first call (``pyro.param``, an ``AutoGuide``).
@@ -28,9 +35,6 @@ def parameters_and_modules(
         svi: anything with ``model`` and ``guide``.
         args: positional arguments of both, a batch.
         kwargs: keyword arguments of both.
-
-    Returns:
-        The parameters (unconstrained, by their names in Pyro's store) and the outermost modules.
     """
     owners = [getattr(function, "__self__", function) for function in (svi.model, svi.guide)]
     modes: dict[nn.Module, bool] = {}
@@ -49,11 +53,11 @@ def parameters_and_modules(
         poutine.trace(param_only=True) as found,
     ):
         guide_trace = poutine.trace(svi.guide).get_trace(*args, **kwargs)
-        poutine.replay(svi.model, trace=guide_trace)(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(svi.model, trace=guide_trace)).get_trace(*args, **kwargs)
     parameters = {name: site["value"].unconstrained() for name, site in found.trace.nodes.items()}
     used = list(dict.fromkeys([owner for owner in owners if isinstance(owner, nn.Module)] + list(modes)))
     inner = {part for module in used for part in module.modules() if part is not module}
-    return parameters, [module for module in used if module not in inner]
+    return Look(parameters, [module for module in used if module not in inner], model_trace)
 
 
 def copy_of_parameters(parameters: dict[str, Tensor], modules: list[nn.Module]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..infer import CompiledSVI
 from ..infer.distributed import JointStep
-from .feed.arguments import number_of_data
+from .feed.rows import Rows
 from .nonfinite.detect import before_update
 
 __all__ = ["JointStepper", "Step", "Stepper", "stepper_of"]
@@ -30,14 +30,17 @@ class Stepper:
 
     Args:
         svi: takes the steps.
+        rows: counts the data of a batch.
     """
 
-    def __init__(self, svi: Any) -> None:
+    def __init__(self, svi: Any, rows: Rows) -> None:
         self.svi = svi
+        self.rows = rows
 
     def step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
         """Take a step on a batch."""
-        return Step(self.svi.step(*args, **kwargs), number_of_data(args))
+        loss = self.svi.step(*args, **kwargs)
+        return Step(loss, self.rows(args, kwargs))
 
     def evaluate_loss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
         """Return minus the bound of a batch, in nats, without a step."""
@@ -62,7 +65,8 @@ class CompiledStepper(Stepper):
     """Steps of a ``CompiledSVI``, which leave the loss on its device."""
 
     def step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
-        return Step(self.svi.update(*args, **kwargs), number_of_data(args))
+        loss = self.svi.update(*args, **kwargs)
+        return Step(loss, self.rows(args, kwargs))
 
     @contextmanager
     def refusing(self, refuse: Callable[[Any], None]) -> Iterator[None]:
@@ -85,9 +89,9 @@ class JointStepper(Stepper):
     """
 
     def __init__(self, alone: Stepper, parameters: Mapping[str, Tensor], stop: Callable[[], bool]) -> None:
-        super().__init__(alone.svi)
+        super().__init__(alone.svi, alone.rows)
         self._alone = alone
-        self._step = JointStep(alone.svi, parameters, stop=stop)
+        self._step = JointStep(alone.svi, parameters, stop=stop, rows=lambda *args, **kwargs: alone.rows(args, kwargs))
 
     def step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
         loss, rows, taking_part, stopping = self._step(*args, **kwargs)
@@ -103,6 +107,6 @@ class JointStepper(Stepper):
         self._alone.load_state_dict(state)
 
 
-def stepper_of(svi: Any) -> Stepper:
+def stepper_of(svi: Any, rows: Rows) -> Stepper:
     """Return the stepper for this kind of SVI."""
-    return CompiledStepper(svi) if isinstance(svi, CompiledSVI) else Stepper(svi)
+    return (CompiledStepper if isinstance(svi, CompiledSVI) else Stepper)(svi, rows)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from ..infer.distributed import gather, rank
-from .feed.arguments import Arguments, number_of_data
+from .feed.arguments import Arguments
 from .feed.batching import Feed, naming_the_batch
+from .feed.polite_stop import StopRequested
+from .feed.rows import length
 from .parameters import evaluating
-from .resume.generators import same_noise
+from .resume.generators import preserved, same_noise
 from .run import Run
 from .stepper import Stepper
 
@@ -29,20 +31,29 @@ def validation_elbo(run: Run, stepper: Stepper, feed: Feed, arguments: Arguments
 
     Raises:
         ValueError: there is no batch.
-        StopRequested: the run is asked to stop, and a batch cannot be had.
+        StopRequested: a process is asked to stop.
     """
     loss, count = 0.0, 0
     at = SimpleNamespace(position="batch 1")
-    with evaluating(run.modules), same_noise(rank()), naming_the_batch("validation", at):
+    with (
+        evaluating(run.modules),
+        preserved(feed.generators),
+        same_noise(rank()),
+        naming_the_batch("validation", at),
+    ):
         for number, batch in enumerate(feed.epoch(0), 1):
             args = arguments.positional(batch)
-            rows = number_of_data(args)
+            rows = stepper.rows(args, arguments.for_validation(length(args) or 1)[0])
             if rows:
                 kwargs, weight = arguments.for_validation(rows)
                 loss += stepper.evaluate_loss(args, kwargs) * weight
             count += rows
             at.position = f"batch {number + 1}"  # of which fetching may fail
-    loss, count = map(sum, zip(*gather((loss, count)), strict=True))
+            if feed.stop_requested:
+                break
+    loss, count, stops = map(sum, zip(*gather((loss, count, feed.stop_requested)), strict=True))
+    if stops:
+        raise StopRequested
     if count == 0:
         raise ValueError(
             "validation: expected at least one batch, got none. Give an iterable that can be iterated again."

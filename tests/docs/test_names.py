@@ -40,17 +40,19 @@ def names_in(text: str) -> Iterator[str]:
 
 
 def resolves(name: str) -> bool:
-    """Whether a dotted name below the package is an attribute or a module of it."""
+    """Whether a dotted name below the package is a module, an attribute, or an instance's documented attribute."""
     value, path = importlib.import_module("pyro_vae"), "pyro_vae"
     for part in name.split("."):
         path += f".{part}"
         if hasattr(value, part):
             value = getattr(value, part)
-            continue
-        try:
-            value = importlib.import_module(path)
-        except ModuleNotFoundError:
-            return False
+        elif isinstance(value, type):
+            return re.search(rf"^ +{part}: ", value.__doc__ or "", re.MULTILINE) is not None
+        else:
+            try:
+                value = importlib.import_module(path)
+            except ModuleNotFoundError:
+                return False
     return True
 
 

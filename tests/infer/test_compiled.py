@@ -19,12 +19,6 @@ import pyro_vae as pv
 from pyro_vae.infer import Adam, CaptureError, CaptureWarning, CompiledSVI
 
 
-@pytest.fixture(autouse=True)
-def _fresh() -> None:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-
-
 def graph_svi(model: Any, guide: Any, **options: Any) -> CompiledSVI:
     return CompiledSVI(model, guide, Adam({"lr": 0.01}), Trace_ELBO(), **{"compile": "graph", **options})
 

@@ -9,8 +9,8 @@ import pyro
 import torch
 from pyro.infer import SVI, Trace_ELBO
 
-import pyro_vae as pv
 from pyro_vae.train import Callback, fit
+from tests.helpers import small_vae
 
 
 def make(
@@ -18,14 +18,9 @@ def make(
 ) -> Any:
     """A VAE of 6 pixels, seeded, and the SVI that trains it."""
     torch.manual_seed(seed)
-    network: Any = pv.MLP(6, 4, hidden_dims=hidden)
+    vae = small_vae(hidden_dims=hidden)
     if batch_norm:
-        network = torch.nn.Sequential(torch.nn.BatchNorm1d(6), network)
-    vae = pv.VAE(
-        pv.StandardNormalPrior(2),
-        pv.BernoulliLikelihood(pv.MLP(2, 6, hidden_dims=hidden)),
-        pv.DiagonalNormalPosterior(network),
-    )
+        vae.posterior.network = torch.nn.Sequential(torch.nn.BatchNorm1d(6), vae.posterior.network)
     optim = pyro.optim.Adam({"lr": 1e-2}) if optim is None else optim
     return SimpleNamespace(vae=vae, svi=svi(vae.model, vae.guide, optim, Trace_ELBO()))
 

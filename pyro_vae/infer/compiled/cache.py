@@ -6,11 +6,12 @@ from collections.abc import Hashable
 
 from ..._warn import warn
 from .captured_step import CapturedStep
-from .errors import CaptureWarning
+from .errors import CaptureError, CaptureWarning
 from .watch import Watch
 
 __all__ = ["Cache"]
 
+_CHANGES = 3  # times that what a kind of call reads has changed before its capture, after which it is refused
 _REFUSALS = 8  # kinds of calls refused, and none captured, after which no further one is tried
 
 
@@ -26,7 +27,8 @@ class Cache:
         self._kept: dict[Hashable, list[CapturedStep]] = {}
         self._seen: dict[Hashable, Watch] = {}  # keys that Pyro ran last, and what that run read
         self._refused: set[Hashable] = set()
-        self._new_keys = self._changes = 0
+        self._changes: dict[Hashable, int] = {}
+        self._new_keys = 0
         self._said_full = False
 
     def __len__(self) -> int:
@@ -68,14 +70,13 @@ class Cache:
         if watch is None:
             self._new_keys += 1
         elif change is not None:
-            self._changes += 1
-            if self._changes == 20:
-                warn(
-                    f"steps are not captured, since what they read differs from call to call: {change}. Pass it as a "
-                    "tensor argument, or use compile=False to leave every step to Pyro.",
-                    CaptureWarning,
+            self._changes[key] = self._changes.get(key, 0) + 1
+            if self._changes[key] == _CHANGES:
+                raise CaptureError(
+                    f"what model, guide or objective reads differs from call to call: {change}. Pass it as a tensor "
+                    "argument."
                 )
-        if self._new_keys == 8 * self.most:
+        if self._new_keys == 2 * self.most:
             warn(
                 f"{self._new_keys} calls came with shapes or Python values not seen before and were run by Pyro. "
                 "Pass values that change as tensors, torch.tensor(beta) for instance.",

@@ -62,6 +62,7 @@ class CapturedStep:
         self.kind = kind
         self.watch = watch
         self.traced = traced
+        self.may_fail = any(node.target is torch.ops.aten._linalg_check_errors.default for node in graph.graph.nodes)
         self.calls = 0
         self.held_since = 0  # the last call whose comparison with Pyro held
         self.graph: Callable[..., Any] = graph

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["audit_due", "difference"]
+from .captured_step import CapturedStep
+from .losses import numbers, parts
+from .program import Call
+from .undo import undone
+
+__all__ = ["audit", "audit_due", "difference", "message"]
 
 
 def audit_due(call: int, every: int) -> bool:
@@ -18,6 +24,47 @@ def audit_due(call: int, every: int) -> bool:
         every: 0 for no comparison at all.
     """
     return every > 0 and (call % every == 0 or (call < every and call & (call - 1) == 0))
+
+
+def audit(step: CapturedStep, call: Call) -> str | None:
+    """Return what differs between a captured call and Pyro's on the same random numbers; None if nothing does.
+
+    Both are undone.
+    """
+    params = step.traced.params
+    with undone(params.values()):
+        loss, now = call.evaluate()
+        wanted = [numbers(part) for part in parts(loss)]
+        names = {id(p): name for name, p in now.items()}
+        wanted_grads = {names[id(p)]: p.grad.clone() for p in now.values() if p.grad is not None}
+
+    def differs(run: Callable[..., Any], tolerance: float) -> str | None:
+        out = step.outputs_undone(run, call.tensors)
+        grads = {names.get(id(p), "a parameter"): g for p, g in zip(step.traced.trained, out.grads, strict=True)}
+        return difference([numbers(part) for part in out.losses], wanted, grads, wanted_grads, tolerance)
+
+    change = differs(step.run, 5e-2 if call.program.precision == "bf16" else 1e-3)
+    if change is not None and step.run is not step.graph:
+        # A rounding may have moved a discrete draw: the uncompiled graph rounds as Pyro does.
+        change = differs(step.graph, 1e-2 if call.program.precision == "bf16" else 1e-4)
+    if change is None:
+        step.held_since = step.calls
+    return change
+
+
+def message(change: str, step: CapturedStep) -> str:
+    """Return the error for what an audit found."""
+    since = (
+        f"The last comparison that held was at captured call {step.held_since}; steps taken since then may be wrong, "
+        "and are not undone. "
+        if step.calls > 1
+        else ""
+    )
+    return (
+        f"audit: captured call {step.calls} was compared with Pyro's on the same random numbers: {change}. {since}"
+        "Model, guide or objective depends on something that the graph has frozen: what an object, a list, a "
+        "dictionary, an array or a generator holds. Pass it as a tensor argument."
+    )
 
 
 def difference(

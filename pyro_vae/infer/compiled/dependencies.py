@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import torch
 from pyro.infer.elbo import ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
@@ -22,13 +23,12 @@ from .watch import PLAIN, Watch
 __all__ = ["calls_of", "dependencies_of"]
 
 _LIBRARIES = {"torch", "pyro", "pyro_vae", "numpy", "scipy", "sklearn", "matplotlib", "tqdm", "builtins", "math"}
-_MOVING = (np.random.Generator, np.random.RandomState, random.Random, collections.abc.Iterator)
+_MOVING = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random, collections.abc.Iterator)
 # Attributes of torch's and Pyro's modules that are fixed when they are made, or that a run changes without an effect.
 _FIXED = {
     *("in_features", "out_features", "in_channels", "out_channels", "num_features", "normalized_shape"),
     *("kernel_size", "stride", "padding", "dilation", "groups", "transposed", "output_padding", "padding_mode"),
     *("elementwise_affine", "affine", "inplace", "_is_full_backward_hook", "call_super_init", "dump_patches"),
-    *("_cached_x_y", "_cached_logDetJ", "_cached_log_scale", "_cached_logdet", "_cached_affine"),
 }
 _FEW = 32  # entries of a list or dictionary of plain values that is compared as a whole
 
@@ -100,6 +100,11 @@ class _Walk:
                 "use; a graph would freeze what it gives. Draw with torch or pyro.sample, or pass what it gives as an "
                 "argument."
             )
+        if isinstance(value, torch.jit.ScriptModule):
+            raise CaptureError(
+                f"{whose} is a module of torch.jit, whose operations a graph cannot be sure to see. Use the module "
+                "that it was made from."
+            )
         if isinstance(value, nn.Module):
             self._follow_module(value)
         elif isinstance(value, types.MethodType):
@@ -111,7 +116,8 @@ class _Walk:
             for part in (value.func, *value.args, *value.keywords.values()):
                 self.follow(part, whose)
         elif isinstance(value, (ELBO, Messenger)) or (callable(value) and _is_library(type(value))):
-            for key, part in getattr(value, "__dict__", {}).items():
+            public = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_")}
+            for key, part in public.items():
                 self._read(Read(vars(value), key, part, value), type(value).__name__)
         elif isinstance(value, (list, tuple, dict)):
             self._follow_container(value, whose)
@@ -134,7 +140,7 @@ class _Walk:
         whose, library = type(module).__name__, _is_library(type(module))
         entries = vars(module)
         for key, value in entries.items():
-            if library and key in _FIXED:
+            if library and (key in _FIXED or key.startswith("_cache")):
                 continue
             plain = isinstance(value, tuple) and all(isinstance(part, PLAIN) for part in value)
             if plain or isinstance(value, (*PLAIN, types.FunctionType, types.MethodType, Tensor)):
@@ -157,11 +163,15 @@ class _Walk:
         self._seen.add(mark)
         self._keep.append(self_)
         whose = function.__qualname__
-        for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+        self.watch.attribute(function, "__defaults__", function.__defaults__, whose)
+        for key, value in (function.__kwdefaults__ or {}).items():
+            self._add(function.__kwdefaults__ or {}, key, value, whose)
+            self.follow(value, f"{whose}: {key}")
+        for value in function.__defaults__ or ():
             self.follow(value, whose)
         if _is_library(function):  # a handler around the user's function: look at what it closes over only
             for cell in function.__closure__ or ():
-                self._read(Read(cell, None, contents_of(cell), None), whose)
+                self._read(Read(cell, "a closed-over variable", contents_of(cell), None), whose)
             return
         for read in reads_of(function, self_):
             self._read(read, whose)
@@ -169,7 +179,7 @@ class _Walk:
     def _read(self, read: Read, whose: str) -> None:
         holder, key, value, owner = read
         if isinstance(holder, types.CellType):
-            self.watch.cell(holder, value, whose)
+            self.watch.cell(holder, value, f"{whose}: {key}")
         elif isinstance(holder, dict):
             if owner is not None and isinstance(owner, types.ModuleType) and _is_library(owner):
                 return
@@ -187,7 +197,7 @@ class _Walk:
             return
         else:
             self.watch.attribute(holder, key, value, whose)
-        self.follow(value, whose)
+        self.follow(value, f"{whose}: {key}")
 
     def _follow_class_entry(self, value: Any, owner: Any) -> None:
         """A method, a property or a plain value that stands in a class."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import traceback
-from collections.abc import Iterable
 from typing import Any
 
 import pyro
@@ -16,6 +16,10 @@ _ENGINE = os.path.dirname(os.path.dirname(__file__))
 _MACHINERY = tuple(
     os.path.join(folder, "") for folder in (os.path.dirname(torch.__file__), os.path.dirname(pyro.__file__), _ENGINE)
 )
+
+
+_PYRO = os.path.join(os.path.dirname(pyro.__file__), "")
+_CONTEXTLIB = contextlib.__file__
 
 
 class CaptureError(RuntimeError):
@@ -32,7 +36,10 @@ def user_line(trace: Any = None) -> str:
     Args:
         trace: traceback of an exception; by default the line that is running now.
     """
-    frames: Iterable[traceback.FrameSummary]
-    frames = traceback.extract_tb(trace) if trace is not None else traceback.extract_stack()
-    own = [f for f in frames if not f.filename.startswith((*_MACHINERY, "<"))]
-    return f'{own[-1].filename}:{own[-1].lineno} ("{(own[-1].line or "")[:100]}")' if own else "an unknown line"
+    frames = list(traceback.extract_tb(trace) if trace is not None else traceback.extract_stack())
+    own = [f for f in frames if not f.filename.startswith((*_MACHINERY, "<", _CONTEXTLIB))]
+    if not own:
+        return "an unknown line"
+    text = f'{own[-1].filename}:{own[-1].lineno} ("{(own[-1].line or "")[:100]}")'
+    below = [f for f in frames[frames.index(own[-1]) :] if f.filename.startswith(_PYRO)]
+    return f"{text}, inside Pyro's {os.path.relpath(below[-1].filename, _PYRO)}:{below[-1].lineno}" if below else text

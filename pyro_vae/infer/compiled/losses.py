@@ -6,12 +6,18 @@ import math
 from typing import Any
 
 import torch
+from pyro.infer import TraceTailAdaptive_ELBO
 from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 
-__all__ = ["Loss", "as_tensors", "marked", "numbers", "parts"]
+__all__ = ["Loss", "as_tensors", "is_a_bound", "marked", "numbers", "parts"]
 
 Loss = Any  # a number or 0-dim tensor, or a tuple of them
+
+
+def is_a_bound(objective: Any) -> bool:
+    """Whether an objective's loss is a number that says something; ``TraceTailAdaptive_ELBO`` gives infinity."""
+    return not isinstance(getattr(objective, "__self__", None), TraceTailAdaptive_ELBO)
 
 
 def parts(loss: Any) -> list[Tensor]:

@@ -54,7 +54,7 @@ def _reads(
             yield read
         elif name in ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF") and key in cells:
             value = contents_of(cells[key])
-            yield Read(cells[key], None, value, None)
+            yield Read(cells[key], key, value, None)
         elif name in (*_LOCAL, "LOAD_DEREF"):
             value = known.get(key, MISSING)
         elif name == "LOAD_FAST_LOAD_FAST" or name == "LOAD_FAST_BORROW_LOAD_FAST_BORROW":

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import pyro.poutine as poutine
@@ -16,30 +13,20 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from ..._warn import warn
-from ..call_key import digest, flatten, with_tensors
-from ..optim import FusedOptim
-from ..update import all_finite, update
-from .backend import compiled
-from .bfloat16 import Bfloat16Products
+from ..update import all_finite, step_or_skip
 from .cache import Cache
-from .captured_step import CapturedStep, Traced
-from .check import audit_due, difference
-from .dependencies import calls_of, dependencies_of
+from .capture import captured_step
+from .captured_step import CapturedStep
+from .check import audit, audit_due, message
+from .dependencies import calls_of
 from .errors import CaptureError, CaptureWarning
 from .gradients import Gradients
-from .guarded_adam import flags
-from .losses import Loss, as_tensors, marked, numbers, parts
-from .passes import cheapen_checks, choose_products, share_casts
+from .losses import as_tensors, is_a_bound, marked, numbers, parts
+from .program import Call, Kind, Program, call_of, digest_of
 from .toolchain import inductor
-from .trace import capture
 from .undo import undone
-from .watch import Watch
 
 __all__ = ["CompiledSVI"]
-
-logger = logging.getLogger(__name__)
-
-Kind = Literal["step", "backward", "loss"]
 
 
 class CompiledSVI(SVI):
@@ -132,8 +119,6 @@ class CompiledSVI(SVI):
         self._owed: dict[str, int] = {}  # calls made before a resume, by digest of their key
         self._said: set[str] = set()
 
-    # -- Pyro's interface ------------------------------------------------------------------------------------------
-
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one optimization step.
 
@@ -142,7 +127,7 @@ class CompiledSVI(SVI):
             returns one, as in Pyro).
         """
         loss = numbers(self.update(*args, **kwargs))
-        if not all(map(math.isfinite, loss if isinstance(loss, tuple) else (loss,))):
+        if is_a_bound(self.loss) and not all(map(math.isfinite, loss if isinstance(loss, tuple) else (loss,))):
             warn(
                 f"the loss or a gradient is not finite (loss {loss}); the step was not applied. "
                 "Are the data within the likelihood's support?"
@@ -186,7 +171,7 @@ class CompiledSVI(SVI):
         """Return what a resumed run must know to run the same calls by Pyro and by graphs: plain values."""
         counts: dict[str, int] = dict(self._owed)
         for key, count in self._cache.counts().items():
-            name = self._digest(key)
+            name = digest_of(key)
             counts[name] = max(count, counts.get(name, 0))
         return {"calls": counts}
 
@@ -194,66 +179,93 @@ class CompiledSVI(SVI):
         """Go on from ``state_dict``'s state: calls of a kind that was captured are captured at their next call."""
         self._owed = {str(name): int(count) for name, count in state["calls"].items()}
 
-    # -- which way a call goes -------------------------------------------------------------------------------------
-
     def _run(self, kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        program = Program(self.model, self.guide, self.loss, self.loss_and_grads, self.optim, self.precision)
         # Handlers around the call (poutine.scale, say) change what model and guide mean, so they are left to Pyro.
         if not self.compile or poutine.runtime.am_i_wrapped():
-            return self._by_pyro(kind, args, kwargs)
-        tensors: list[Tensor] = []
+            return self._by_pyro(program, kind, args, kwargs)
         try:
-            arguments = (flatten(args, tensors, "args"), flatten(kwargs, tensors, "kwargs"))
-        except (TypeError, RecursionError) as error:
-            self._leave(CaptureError(str(error)))
-            return self._by_pyro(kind, args, kwargs)
-        key = (kind, *self._functions(), id(self.optim), *arguments, torch.get_default_dtype())
-        if self._cache.refused(key):
-            return self._by_pyro(kind, args, kwargs)
-        if self._params and next(iter(self._params.values())).device.type == "cuda":
-            # A beta on the host would keep the step from being one CUDA graph.
-            device = next(iter(self._params.values())).device
-            tensors = [t.to(device, non_blocking=True) if t.dim() == 0 else t for t in tensors]
-        graph = self._cache.find(key)
-        if graph is not None and not graph.watch.registered():  # the store was cleared: Pyro fills it again
-            return self._by_pyro(kind, args, kwargs)
-        if graph is None:
+            call = call_of(program, kind, args, kwargs)
+        except CaptureError as error:
+            self._leave(error)
+            return self._by_pyro(program, kind, args, kwargs)
+        step = self._cache.find(call.key)
+        # Where the store was cleared, Pyro fills it again.
+        if self._cache.refused(call.key) or (step is not None and not step.watch.registered()):
+            return self._by_pyro(program, kind, args, kwargs)
+        call = call._replace(tensors=self._on_device(call.tensors))
+        if step is None:
             try:
-                self._catch_up(key, kind, args, kwargs)
-                before = self._cache.to_capture(key)
+                self._catch_up(call)
+                before = self._cache.to_capture(call.key)
                 if before is None:
-                    return self._first(key, kind, args, kwargs, tensors)
-                graph = self._capture(kind, args, kwargs, tensors, before)
-                self._cache.keep(key, graph)
+                    return self._first(call)
+                compiles = self._compiles(kind)
+                step = captured_step(call, before=before, gradients=self._gradients, compile=compiles)
+                self._cache.keep(call.key, step)
             except CaptureError as error:
-                self._cache.refuse(key)
+                self._cache.refuse(call.key)
                 self._leave(error)
-                return self._by_pyro(kind, args, kwargs)
-        if kind == "step" and self._gradients.foreign(graph.traced.params.values()):
-            return self._by_pyro(kind, args, kwargs)  # which adds to them
-        graph.calls += 1
-        if audit_due(graph.calls, self.check_steps):
-            change = self._audit(graph, args, kwargs, tensors)
-            if change is not None:
-                self._cache.drop(key, graph)
-                self._cache.refuse(key)
-                if graph.calls > 1:
-                    raise CaptureError(_audit_message(change, graph))
-                self._leave(CaptureError(_audit_message(change, graph)))
-                return self._by_pyro(kind, args, kwargs)
-            graph.held_since = graph.calls
-        return graph(tensors)
+                return self._by_pyro(program, kind, args, kwargs)
+        if kind == "step" and self._gradients.foreign(step.traced.params.values()):
+            return self._by_pyro(program, kind, args, kwargs)  # which adds to them
+        return self._by_graph(step, call)
 
-    def _functions(self) -> tuple[Any, ...]:
-        """Model, guide and objective, by identity: each may be replaced between two steps."""
-        return tuple(
-            (id(f.__self__), id(f.__func__)) if hasattr(f, "__func__") else id(f)
-            for f in (self.model, self.guide, self.loss, self.loss_and_grads)
+    def _by_graph(self, step: CapturedStep, call: Call) -> Any:
+        """The call by its graph, where that holds."""
+        step.calls += 1
+        random_state = torch.get_rng_state() if step.may_fail else None
+        try:
+            difference = audit(step, call) if audit_due(step.calls, self.check_steps) else None
+            if difference is None:
+                return step(call.tensors)
+            reason = CaptureError(message(difference, step))
+        except RuntimeError as error:
+            if random_state is None:
+                raise
+            torch.set_rng_state(random_state)
+            difference = None
+            reason = CaptureError(f"the graph fails on these data ({error}); model or guide may handle such an error.")
+        self._cache.drop(call.key, step)
+        self._cache.refuse(call.key)
+        if difference is not None and step.calls > 1:
+            raise reason
+        self._leave(reason)
+        return self._by_pyro(call.program, call.kind, call.args, call.kwargs)
+
+    def _first(self, call: Call) -> Any:
+        """The first call of a kind: Pyro's, and a note of what it read."""
+        if self._compiles(call.kind):
+            inductor(on_cpu=all(t.device.type == "cpu" for t in call.tensors))
+        with calls_of() as modules:
+            result = self._by_pyro(call.program, call.kind, call.args, call.kwargs)
+        try:
+            self._cache.seen(call.key, call.program.watch(modules, self._params))
+        except CaptureError as error:
+            self._cache.refuse(call.key)
+            self._leave(error)
+        return result
+
+    def _catch_up(self, call: Call) -> None:
+        """After a resume, let such a call be at the point of its captures where it was: its first run, undone."""
+        if self._owed and self._owed.pop(digest_of(call.key), 0):
+            with undone(self._params.values()), calls_of() as modules:
+                _, self._params = call.evaluate()
+            for p in self._params.values():
+                p.grad = None
+            self._cache.seen(call.key, call.program.watch(modules, self._params))
+
+    def _compiles(self, kind: Kind) -> bool:
+        return self.compile is True and kind != "loss"  # a look at data would seldom repay the compiler's time
+
+    def _on_device(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The inputs, with numbers on the parameters' device: one on the host would prevent a CUDA graph."""
+        device = next((p.device for p in self._params.values()), torch.device("cpu"))
+        return (
+            [t.to(device, non_blocking=True) if t.dim() == 0 else t for t in tensors]
+            if device.type == "cuda"
+            else tensors
         )
-
-    def _digest(self, key: Hashable) -> str:
-        """The key without what differs between processes."""
-        assert isinstance(key, tuple)
-        return digest((key[0], *key[6:]))
 
     def _leave(self, error: CaptureError) -> None:
         """Say once that calls of a kind are left to Pyro, or raise."""
@@ -267,51 +279,16 @@ class CompiledSVI(SVI):
                 CaptureWarning,
             )
 
-    def _first(
-        self, key: Hashable, kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
-    ) -> Any:
-        """The first call of a kind: Pyro's, and a note of what it read."""
-        if self._compiles(kind):
-            inductor(on_cpu=all(t.device.type == "cpu" for t in tensors))
-        with calls_of() as modules:
-            result = self._by_pyro(kind, args, kwargs)
-        try:
-            self._cache.seen(key, self._watch(modules))
-        except CaptureError as error:
-            self._cache.refuse(key)
-            self._leave(error)
-        return result
-
-    def _catch_up(self, key: Hashable, kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """After a resume, let such a call be at the point of its captures where it was: its first run, undone."""
-        if self._owed and self._owed.pop(self._digest(key), 0):
-            with undone(self._params.values()), calls_of() as modules:
-                _, self._params = self._evaluate(kind, args, kwargs)
-            for p in self._params.values():
-                p.grad = None
-            self._cache.seen(key, self._watch(modules))
-
-    def _watch(self, modules: list[torch.nn.Module]) -> Watch:
-        watch = dependencies_of((self.model, self.guide, self.loss, self.loss_and_grads), modules, self._params)
-        if isinstance(self.optim, FusedOptim):  # its norm is part of the graph
-            watch.entry(self.optim.__dict__, "clip_norm", self.optim.clip_norm, "the optimizer")
-        return watch
-
-    def _compiles(self, kind: Kind) -> bool:
-        return self.compile is True and kind != "loss"  # a look at data would seldom repay the compiler's time
-
-    # -- by Pyro ---------------------------------------------------------------------------------------------------
-
-    def _by_pyro(self, kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _by_pyro(self, program: Program, kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call as Pyro makes it."""
         if kind == "backward":
             self._gradients.clear(self._params.values())
-        loss, self._params = self._evaluate(kind, args, kwargs)
+        loss, self._params = program.evaluate(kind, args, kwargs)
         params = list(self._params.values())
         result = as_tensors(loss, self._params)
         if kind == "loss":
             return result
-        if params and "untrained" not in self._said and all(p.grad is None for p in params):
+        if "untrained" not in self._said and all(p.grad is None for p in params):
             self._said.add("untrained")
             warn(
                 "no parameter receives a gradient: the step trains nothing. Register the module's parameters with "
@@ -320,134 +297,8 @@ class CompiledSVI(SVI):
         if kind == "backward":
             return result, params
         losses = parts(result)
-        ok = all_finite(losses, [p.grad for p in params if p.grad is not None])
+        ok = all_finite(losses if is_a_bound(self.loss) else [], [p.grad for p in params if p.grad is not None])
         losses = [marked(part, ok) for part in losses]
-        update(self.optim, losses, params)
+        step_or_skip(self.optim, params, bool(ok))
         self._gradients.reset(params)
         return type(result)(losses) if isinstance(result, tuple) else losses[0]
-
-    def _evaluate(self, kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Loss, dict[str, Tensor]]:
-        """Loss, and for a step gradients, as ``pyro.infer.SVI`` computes them; with the parameters by name."""
-        precision = Bfloat16Products() if self.precision == "bf16" else contextlib.nullcontext()
-        with poutine.trace(param_only=True) as params, precision:
-            if kind == "loss":
-                with torch.no_grad():
-                    loss = self.loss(self.model, self.guide, *args, **kwargs)
-            else:
-                loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
-        return loss, {name: site["value"].unconstrained() for name, site in params.trace.nodes.items()}
-
-    # -- by a captured graph ---------------------------------------------------------------------------------------
-
-    def _capture(
-        self, kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor], before: Watch
-    ) -> CapturedStep:
-        """Capture and compile one graph; ``before`` is what the run by Pyro read."""
-        started = time.perf_counter()
-        if any(t.requires_grad for t in tensors):
-            raise CaptureError(
-                "an argument requires a gradient, and a graph gives gradients to parameters only. Detach it, or let "
-                "model and guide close over it."
-            )
-        found: list[Traced] = []
-
-        def function(*inputs: Tensor) -> list[Tensor]:
-            new_args, new_kwargs = with_tensors((args, kwargs), list(inputs))
-            loss, params = self._evaluate(kind, new_args, new_kwargs)
-            _require_unchanged((new_args, new_kwargs), (args, kwargs))
-            loss_type = type(loss) if isinstance(loss, tuple) else None
-            losses = parts(as_tensors(loss, params))
-            trained = [p for p in params.values() if p.grad is not None] if kind != "loss" else []
-            grads = [p.grad for p in trained if p.grad is not None]
-            extra: list[Tensor] = []
-            if kind == "step":
-                with torch.no_grad():
-                    ok = all_finite(losses, grads)
-                    losses = [marked(part, ok) for part in losses]
-                    extra = flags(self.optim, grads, ok)
-            found.append(Traced(params, trained, loss_type, len(losses)))
-            return losses + grads + extra
-
-        try:
-            graph, held = capture(function, tensors, before.params.values())
-            change = before.change()
-        finally:
-            before.restore()
-        traced = found[-1]
-        for name, p in traced.params.items():
-            if p is not before.params.get(name, p):
-                raise RuntimeError(
-                    f"parameter {name!r} of Pyro's store belongs to another module of the same name, so that Pyro "
-                    "would train that one. Give the modules different names in pyro.module."
-                )
-        if traced.params.keys() != before.params.keys():
-            raise CaptureError(
-                f"the parameters differ from run to run: {sorted(traced.params.keys() ^ before.params.keys())}; a "
-                "graph has one structure."
-            )
-        if change is not None:
-            raise CaptureError(
-                f"running model and guide changes state that they may depend on ({change}); a graph would freeze it. "
-                "Pass it as a tensor argument."
-            )
-        trace_seconds = time.perf_counter() - started
-        own = {id(p) for p in before.params.values()}
-        before.tensors({f"a closed-over tensor ({i})": t for i, t in enumerate(held) if id(t) not in own})
-        step = CapturedStep(kind, graph, held, before, self.optim, traced, self._gradients)
-        if self._compiles(kind):
-            faster = share_casts(choose_products(cheapen_checks(graph)))
-            step.run = compiled(faster, held, tensors)
-        logger.info(
-            "captured %s for inputs %s: %d operations, traced in %.2f s, compiled in %.2f s",
-            kind,
-            [tuple(t.shape) for t in tensors],
-            len(graph.graph.nodes),
-            trace_seconds,
-            time.perf_counter() - started - trace_seconds,
-        )
-        return step
-
-    def _audit(
-        self, graph: CapturedStep, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
-    ) -> str | None:
-        """What differs between a captured call and Pyro's on the same random numbers; None if nothing does."""
-        params = graph.traced.params
-        with undone(params.values()):
-            loss, now = self._evaluate(graph.kind, args, kwargs)
-            wanted = [numbers(part) for part in parts(loss)]
-            wanted_grads = {name: p.grad.clone() for name, p in now.items() if p.grad is not None}
-        names = {id(p): name for name, p in params.items()}
-
-        def differs(run: Callable[..., Any], tolerance: float) -> str | None:
-            out = graph.outputs_undone(run, tensors)
-            grads = {names[id(p)]: g for p, g in zip(graph.traced.trained, out.grads, strict=True)}
-            return difference([numbers(part) for part in out.losses], wanted, grads, wanted_grads, tolerance)
-
-        change = differs(graph.run, 5e-2 if self.precision == "bf16" else 1e-3)
-        if change is None or graph.run is graph.graph:
-            return change
-        # A rounding may have moved a discrete draw: the uncompiled graph rounds as Pyro does.
-        return differs(graph.graph, 1e-2 if self.precision == "bf16" else 1e-4)
-
-
-def _require_unchanged(after: Any, before: Any) -> None:
-    """Refuse a run that changes its arguments: a graph would not."""
-    if flatten(after, [], "args") != flatten(before, [], "args"):
-        raise CaptureError(
-            "model, guide or objective changes its arguments (a list or a dictionary among them); a graph would not. "
-            "Copy them before."
-        )
-
-
-def _audit_message(change: str, graph: CapturedStep) -> str:
-    since = (
-        f"The last comparison that held was at captured call {graph.held_since}; steps taken since then may be wrong, "
-        "and are not undone. "
-        if graph.calls > 1
-        else ""
-    )
-    return (
-        f"captured call {graph.calls} was compared with Pyro's on the same random numbers: {change}. {since}Model, "
-        "guide or objective depends on something that the graph has frozen: what an object, a list, a dictionary, an "
-        "array or a generator holds. Pass it as a tensor argument."
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,6 +14,7 @@ import pyro.infer.traceenum_elbo
 import pyro.infer.util
 import pyro.util
 import torch
+from pyro.distributions.transforms.spline import _monotonic_rational_spline
 from pyro.poutine.indep_messenger import IndepMessenger
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -22,7 +24,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .errors import CaptureError, user_line
 from .undo import host_random_state, undone
 
-__all__ = ["capture"]
+__all__ = ["traced_graph"]
 
 aten = torch.ops.aten
 
@@ -37,7 +39,9 @@ _PYRO_QUESTIONS = {
     pyro.distributions.util.is_identically_one.__code__: False,
     pyro.infer.util.Dice.compute_expectation.__code__: True,
 }
-_COMMON_SCALE = pyro.infer.traceenum_elbo._get_common_scale.__code__
+_VALIDATION = vars(torch.distributions.distribution)
+_COMMON_SCALE = inspect.unwrap(pyro.infer.traceenum_elbo._get_common_scale).__code__
+_SPLINE = inspect.unwrap(_monotonic_rational_spline).__code__
 _SEQUENTIAL_PLATE = IndepMessenger.__iter__.__code__
 _SEED = 0x5EED_0F_C0DE  # no seed that a program would set
 
@@ -47,7 +51,8 @@ _SHAPE_CURE = (
     "pass the result as a tensor argument."
 )
 _CURES = {
-    "one_hot": "F.one_hot looks at the labels: write (labels[..., None] == torch.arange(classes)).to(x.dtype).",
+    "one_hot": "F.one_hot looks at the labels, with num_classes= too: write (labels[..., None] == "
+    "torch.arange(classes)).to(x.dtype).",
     "numpy": "Use torch operations in place of numpy's, or pass the result as a tensor argument.",
     "__array__": "Use torch operations in place of numpy's, or pass the result as a tensor argument.",
     "bincount": "Use torch.zeros(size).scatter_add(0, index, ones), whose shape does not depend on values.",
@@ -55,7 +60,7 @@ _CURES = {
 }
 
 
-def capture(
+def traced_graph(
     function: Callable[..., list[Tensor]], inputs: list[Tensor], params: Iterable[Tensor]
 ) -> tuple[fx.GraphModule, list[Tensor]]:
     """Return one graph of everything ``function(*inputs)`` does to tensors.
@@ -89,13 +94,13 @@ def capture(
             graph = make_fx(traced)(*aliases)
             seed, host_random_after = torch.default_generator.initial_seed(), host_random_state()
     except CaptureError as error:
-        raise CaptureError(str(error).partition("\nTrace Shapes:")[0]) from None  # which Pyro adds
+        raise CaptureError(str(error).splitlines()[0]) from None  # Pyro adds the shapes of the trace
     except Exception as error:
         raise _explained(error) from error
     if seed != _SEED:
         raise CaptureError(
-            "model, guide or objective sets the seed of torch's random numbers; a graph draws on from where they are. "
-            "Set the seed outside the step."
+            "model, guide or objective sets the seed of torch's random numbers (torch.manual_seed, pyro.set_rng_seed); "
+            "a graph draws on from where they are. Set the seed outside the step."
         )
     if host_random_after != host_random:
         raise CaptureError(
@@ -109,28 +114,70 @@ def capture(
 class _NumbersAsTensors(TorchFunctionMode):
     """Keep ``.item()`` a tensor, so that Pyro's objectives can be captured; refuse other reads of values."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._numbers: dict[int, Tensor] = {}  # by id
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         caller = sys._getframe(1)
         if func is torch.Tensor.item:
             if caller.f_code is _SEQUENTIAL_PLATE:
                 return _index_of(caller.f_locals["self"], args[0])
-            value = args[0].detach()
-            # Pyro adds up losses as Python numbers, which are double precision.
-            in_pyro = caller.f_globals.get("__name__", "").startswith("pyro.infer")
-            return value.double() if in_pyro and value.is_floating_point() and value.device.type != "mps" else value
+            return self._number(args[0].detach())
         if func is torch.Tensor.__bool__ and caller.f_code in _PYRO_QUESTIONS:
             return _PYRO_QUESTIONS[caller.f_code]
+        if func in (torch._is_all_true, torch.Tensor.__bool__) and caller.f_globals is _VALIDATION:
+            return True  # a distribution that was made while validation was on: the graph gives NaN or -inf instead
         if func is torch.Tensor.__float__ and caller.f_code is _COMMON_SCALE:  # compared, and not computed with
             return _value(args[0])
+        if func is torch.Tensor.register_hook and args[1].__code__.co_filename == pyro.util.__file__:
+            return None  # a look for NaN in a gradient
+        if func is torch.lstm:  # oneDNN's fused one cannot be taken apart into forwards and backwards
+            with torch.backends.mkldnn.flags(enabled=False):
+                return func(*args, **(kwargs or {}))
+        if caller.f_code is _SPLINE and func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
+            return _masked(func, *args)
         name = getattr(func, "__name__", "")
         if func in (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__):
             raise _refusal(f"Tensor.{name}() reads values into Python", _CURES.get(name, _VALUE_CURE))
-        if name not in _CURES:
-            return func(*args, **(kwargs or {}))
         try:
-            return func(*args, **(kwargs or {}))
+            return self._called(func, args, kwargs or {})
         except CaptureError:
+            if name not in _CURES:
+                raise
             raise _refusal(f"{name} depends on the values of a tensor", _CURES[name]) from None
+
+    def _number(self, value: Tensor) -> Tensor:
+        """A tensor that stands for a Python number, which has double precision."""
+        if value.is_floating_point() and value.device.type != "mps":
+            value = value.double()
+        self._numbers[id(value)] = value
+        return value
+
+    def _called(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Call a function in which numbers meet tensors as Python numbers do: without widening them."""
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        numbers = [value for value in tensors if id(value) in self._numbers]
+        if not numbers:
+            return func(*args, **kwargs)
+        floats = [t.dtype for t in tensors if id(t) not in self._numbers and t.is_floating_point()]
+        if floats:
+            dtype = functools.reduce(torch.promote_types, floats)
+            args = [a.to(dtype) if id(a) in self._numbers and a.is_floating_point() else a for a in args]
+        result = func(*args, **kwargs)
+        if len(numbers) == len(tensors) and isinstance(result, Tensor):
+            self._numbers[id(result)] = result
+        return result
+
+
+def _masked(func: Any, tensor: Tensor, mask: Any, *value: Any) -> Any:
+    """``a[mask] = b[mask]``, as Pyro's splines write it, with shapes that do not depend on the mask."""
+    boolean = isinstance(mask, Tensor) and mask.dtype is torch.bool
+    if boolean and func is torch.Tensor.__getitem__:
+        return tensor
+    if boolean and isinstance(value[0], Tensor):
+        return tensor.copy_(torch.where(mask, value[0], tensor))
+    return func(tensor, mask, *value)
 
 
 def _index_of(plate: Any, index: Tensor) -> int:
@@ -179,6 +226,11 @@ def _refusal(what: str, cure: str) -> CaptureError:
 
 def _explained(error: Exception) -> CaptureError:
     lines = str(error).strip().splitlines() or [""]
+    if "dynamo-optimized function" in lines[0]:
+        return CaptureError(
+            f"a torch.compile module or function is called at {user_line(error.__traceback__)}. Use the one that it "
+            "was made from: the step is compiled as a whole."
+        )
     return CaptureError(
         f"model, guide or objective cannot be traced: {type(error).__name__}: {lines[0][:300]} (at "
         f"{user_line(error.__traceback__)})."

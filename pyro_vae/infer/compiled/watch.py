@@ -92,15 +92,15 @@ class Watch:
                 return f"{whose}: had {size} attributes or hooks and has {len(mapping)}"
         for container, then, whose in self._contents:
             if len(container) != len(then) or container != then:
-                return f"{whose}: was {_brief(then)} and is {_brief(container)}"
+                return f"{whose} was {_brief(then)} and is {_brief(container)}"
         for holder, key, then, whose in self._others:
-            now = vars(holder).get(key) if isinstance(holder, type) else getattr(holder, key, MISSING)
+            now = _attribute(holder, key)
             if now is not then and not _equal(now, then):
                 return f"{whose}: {key!r} was {_brief(then)} and is {_brief(now)}"
         for cell, then, whose in self._cells:
             now = contents_of(cell)
             if now is not then and not _equal(now, then):
-                return f"{whose}: a closed-over variable was {_brief(then)} and is {_brief(now)}"
+                return f"{whose} was {_brief(then)} and is {_brief(now)}"
         if [t.data_ptr() for t in self._tensors] != self._places:
             return f"{self._moved()!r}: moved or cast"
         if [t.requires_grad for t in self._tensors] != self._flags:
@@ -110,10 +110,20 @@ class Watch:
         return None
 
     def restore(self) -> None:
-        """Put plain values back that a run has changed since."""
+        """Put back what a run has changed since."""
         for mapping, key, then in zip(self._dicts, self._keys, self._values, strict=True):
-            if mapping.get(key) is not then and isinstance(then, PLAIN) and key in mapping:
+            if mapping.get(key) is then:
+                continue
+            if then is MISSING:
+                del mapping[key]
+            else:
                 mapping[key] = then
+        for holder, key, then, _ in self._others:
+            if _attribute(holder, key) is not then:
+                setattr(holder, key, then)
+        for cell, then, _ in self._cells:
+            if contents_of(cell) is not then:
+                cell.cell_contents = then
         for container, then, _ in self._contents:
             if isinstance(container, dict):
                 container.clear()
@@ -132,6 +142,10 @@ class Watch:
 
 def _stored() -> dict[str, Tensor]:
     return pyro.get_param_store()._params
+
+
+def _attribute(holder: Any, name: str) -> Any:
+    return vars(holder).get(name) if isinstance(holder, type) else getattr(holder, name, MISSING)
 
 
 def _equal(now: Any, then: Any) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from ..run import Run
 
-__all__ = ["Callback", "require_figure"]
+__all__ = ["Callback", "absolute", "require_figure"]
 
 
 class Callback:
@@ -49,6 +51,11 @@ class Callback:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what ``state_dict`` returned."""
+
+
+def absolute(place: str | os.PathLike[str]) -> Path:
+    """Return the path that a place has now: with the home directory for ``~``, and the same after an ``os.chdir``."""
+    return Path(place).expanduser().absolute()
 
 
 def require_figure(monitor: str, run: Run) -> None:

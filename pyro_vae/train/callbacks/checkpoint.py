@@ -12,7 +12,7 @@ from ..._checks import require_positive_int
 from ..._warn import warn
 from ..resume.checkpoint_file import checkpoints, step_of, write
 from ..run import Run
-from .base import Callback, require_figure
+from .base import Callback, absolute, require_figure
 
 __all__ = ["Checkpoint"]
 
@@ -60,7 +60,7 @@ class Checkpoint(Callback):
             raise ValueError(f"every: expected a number of seconds of at least 0, got {every!r}.")
         if on_error not in ("continue", "raise"):
             raise ValueError(f'on_error: expected "continue" or "raise", got {on_error!r}.')
-        self.directory = Path(directory)
+        self.directory = absolute(directory)
         self.every = every
         self.keep = require_positive_int("keep", keep)
         self.monitor = monitor

@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
+import csv
 import os
-from pathlib import Path
 from typing import Any
 
 from ..run import Run
-from .base import Callback
+from .base import Callback, absolute
 
 __all__ = ["CSVLog", "TensorBoard"]
 
 
 class CSVLog(Callback):
-    """Write the history to a CSV file after every epoch, one line an epoch.
+    """Write the history to a CSV file, one line an epoch, each as soon as the epoch ends.
 
     Args:
-        path: the file; its directory is made. It is written whole each time, so that a resumed run leaves no line
-            twice.
+        path: the file; its directory is made. A line is appended after each epoch. At the start of a run, and where a
+            new figure appears, the file is written anew, so that a resumed run leaves no line twice.
 
     Raises:
         OSError: (at the start) the directory cannot be made.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = absolute(path)
+        self._names: list[str] = []
 
     def start(self, run: Run) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._names = []
 
     def epoch_end(self, run: Run) -> None:
+        if run.history.names == self._names:
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._names).writerow(run.history[-1])
+            return
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         run.history.to_csv(temporary)
         os.replace(temporary, self.path)
+        self._names = run.history.names
 
 
 class TensorBoard(Callback):
@@ -46,7 +53,7 @@ class TensorBoard(Callback):
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.directory = Path(directory)
+        self.directory = absolute(directory)
         self._writer: Any = None
 
     def start(self, run: Run) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from ..._checks import require_positive_int
 from ..parameters import evaluating
 from ..resume.generators import same_noise
 from ..run import Run
-from .base import Callback
+from .base import Callback, absolute
 
 __all__ = ["SamplePictures"]
 
@@ -36,7 +35,7 @@ class SamplePictures(Callback):
     """
 
     def __init__(self, directory: str | os.PathLike[str], draw: Callable[[], Any], *, every: int = 1) -> None:
-        self.directory = Path(directory)
+        self.directory = absolute(directory)
         self.draw = draw
         self.every = require_positive_int("every", every)
 

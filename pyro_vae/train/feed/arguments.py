@@ -1,4 +1,4 @@
-"""What a batch is to model and guide: positional arguments, keyword arguments, a number of data."""
+"""A batch as the arguments of model and guide."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Arguments", "number_of_data", "require_arguments"]
+__all__ = ["Arguments", "require_arguments"]
 
 
 class Arguments:
@@ -65,11 +65,3 @@ def require_arguments(name: str, args: tuple[Any, ...], model: Callable[..., Any
             f"{name}: expected batches that are the positional arguments of the model, got {len(args)} items, "
             f"which do not fit ({error}). Give transform=, e.g. transform=lambda batch: batch[0] to drop labels."
         ) from error
-
-
-def number_of_data(args: tuple[Any, ...]) -> int:
-    """Return the number of data in a batch: the length of its first tensor (1 where it has none)."""
-    for arg in args:
-        if isinstance(arg, Tensor) and arg.ndim:
-            return len(arg)
-    return 1

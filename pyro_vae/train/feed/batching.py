@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..resume import generators
@@ -47,16 +46,20 @@ class Feed:
             return None
 
     @property
+    def stop_requested(self) -> bool:
+        """Whether the run is asked to stop."""
+        return self._polite_stop.signal is not None
+
+    @property
     def first_epoch(self) -> int:
         """Number of the epoch that the next one is to the data."""
         return 0
 
     @property
-    def generators(self) -> list[torch.Generator]:
-        """The generators that a ``DataLoader`` and its sampler were given."""
-        sampler = getattr(self.batches, "sampler", None)
-        found = [getattr(owner, "generator", None) for owner in (self.batches, sampler)]
-        return list({id(item): item for item in found if isinstance(item, torch.Generator)}.values())
+    def generators(self) -> list[Any]:
+        """The generators that a ``DataLoader``, its samplers and its data set hold."""
+        found = [item for owner in self._owners() for item in getattr(owner, "__dict__", {}).values()]
+        return list({id(item): item for item in found if isinstance(item, generators.KINDS)}.values())
 
     def mark_epoch(self) -> None:
         """Note the state of all generators, with which the next epoch begins."""
@@ -108,9 +111,9 @@ class Feed:
         generators.set_state(state["generators"], self.generators)
 
     def _begin(self, number: int, first: int) -> Iterator[Any]:
-        sampler: Any = getattr(self.batches, "sampler", None)
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(number)
+        for owner in self._owners():
+            if hasattr(owner, "set_epoch"):
+                owner.set_epoch(number)
         if not first:
             return iter(self.batches)
         with generators.preserved():  # but not the data's own, which these batches move to where they are to be
@@ -123,6 +126,14 @@ class Feed:
                         f"{number + 1} or more, got {position}. Resume with the same data and batch size."
                     )
         return iterator
+
+    def _owners(self) -> list[Any]:
+        """What may depend on the epoch, or hold a generator: the batches, their samplers and their data set."""
+        owners = [self.batches]
+        for name in ("sampler", "batch_sampler", "dataset"):
+            owner = getattr(self.batches, name, None)
+            owners += [owner, getattr(owner, "sampler", None)]
+        return list({id(owner): owner for owner in owners if owner is not None}.values())
 
     def _fetch(self, get: Callable[[], Any]) -> Any:
         return self._polite_stop.fetch(partial(self._get, get))

@@ -1,4 +1,4 @@
-"""Stop politely: the first SIGINT or SIGTERM asks the run to stop, the second one ends it at once."""
+"""Stop politely: the first signal asks the run to stop, the second one ends it at once."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ __all__ = ["PoliteStop", "StopRequested"]
 T = TypeVar("T")
 
 _GRACE = 0.5  # seconds within which a signal that ended a worker reaches this process too
+_OF_OTHERS = [getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name)]  # not on Windows
+_SIGNALS = [signal.SIGINT, signal.SIGTERM, *_OF_OTHERS]
 
 
 class StopRequested(Exception):
@@ -23,7 +25,10 @@ class StopRequested(Exception):
 
 
 class PoliteStop:
-    """While entered, the first SIGINT or SIGTERM only sets ``signal``; a second one does what it did before.
+    """While entered, the first signal only sets ``signal``; a second one does what it did before.
+
+    The signals are SIGINT and SIGTERM, and, where nobody else handles them, SIGHUP (a terminal that closes) and SIGUSR1
+    (by which clusters tell of the coming end). A signal that is ignored, as SIGHUP under ``nohup``, stays so.
 
     Ctrl-C in a terminal, and a scheduler that ends a group of processes, reach the workers of a data loader too, so
     that there may be no next batch: see ``fetch``.
@@ -48,8 +53,10 @@ class PoliteStop:
 
     def __enter__(self) -> PoliteStop:
         if self.enabled:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
+            for number, handler in ((number, signal.getsignal(number)) for number in _SIGNALS):
+                ours = handler is signal.SIG_DFL if number in _OF_OTHERS else handler is not signal.SIG_IGN
+                if ours:
+                    self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:

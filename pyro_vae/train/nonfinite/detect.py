@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["NotFinite", "before_update", "is_finite"]
+__all__ = ["NotFinite", "before_update", "refuse_update", "require_finite_parameters"]
 
 
 class NotFinite(Exception):
-    """A loss or a gradient is NaN or infinite; its update was not applied.
+    """A loss, a gradient or a parameter is NaN or infinite.
 
     Args:
         message: what is not finite, and at which step.
         batch: number of the batch in its epoch, from 0, where the step was noticed only later.
+        applied: whether an update, or a callback, has changed the parameters so; else it was prevented.
     """
 
-    def __init__(self, message: str, batch: int | None = None) -> None:
+    def __init__(self, message: str, batch: int | None = None, *, applied: bool = False) -> None:
         super().__init__(message)
         self.batch = batch
+        self.applied = applied
 
 
 @contextmanager
@@ -59,7 +61,30 @@ def before_update(svi: Any, action: Callable[[Any], Any]) -> Iterator[None]:
             del svi.loss_and_grads
 
 
-def is_finite(loss: Any, tensors: Iterable[Tensor | None]) -> bool:
+def refuse_update(loss: Any, parameters: Mapping[str, Tensor], where: str, batch: int) -> None:
+    """Raise ``NotFinite`` where the loss or a gradient is not finite, and drop the gradients.
+
+    Args:
+        loss: the loss of a step.
+        parameters: by name, with their gradients.
+        where: the step, in words.
+        batch: number of the batch in its epoch, from 0.
+    """
+    if not _is_finite(loss, (parameter.grad for parameter in parameters.values())):
+        for parameter in parameters.values():
+            parameter.grad = None
+        raise NotFinite(f"the loss ({loss:.6g}) or a gradient is not finite at {where}", batch)
+
+
+def require_finite_parameters(parameters: Mapping[str, Tensor], step: int) -> None:
+    """Raise ``NotFinite`` where a parameter is not finite after ``step`` steps."""
+    trained = {name: value.detach() for name, value in parameters.items() if value.requires_grad}
+    if not _is_finite(0.0, trained.values()):
+        names = [repr(name) for name, value in trained.items() if not _is_finite(0.0, [value])]
+        raise NotFinite(f"after step {step}, not finite: parameter {', '.join(names)}", applied=True)
+
+
+def _is_finite(loss: Any, tensors: Iterable[Tensor | None]) -> bool:
     """Return whether a loss (a number, a tensor or a tuple of them) and all elements of the tensors are finite."""
     losses = loss if isinstance(loss, tuple) else (loss,)
     if not all(math.isfinite(float(part.detach() if isinstance(part, Tensor) else part)) for part in losses):

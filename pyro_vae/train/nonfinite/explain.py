@@ -72,6 +72,8 @@ def explanation(
     Returns:
         A ``ValueError`` for bad data, else a ``FloatingPointError`` that lists what is not finite.
     """
+    if error.applied:
+        return FloatingPointError(f"{error}: the last update, or a callback, made it so. {_CURES}")
     if inputs is None:
         return FloatingPointError(f"{error}; its update was not applied. {_CURES}")
     reason = nonfinite_data(inputs.args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyro
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 import pyro_vae as pv
 from pyro_vae.infer import Adam, CompiledSVI
 from pyro_vae.train import Callback, Checkpoint, LearningRate, fit, read_checkpoint
-from pyro_vae.train.resume.optimizer_state import param_groups
+from pyro_vae.train.resume.learning_rates import multiply_learning_rates, param_groups
 
 
 def graph(*args: Any) -> CompiledSVI:
@@ -129,6 +130,120 @@ def test_restore_with_a_schedule_keeps_the_lower_rate() -> None:
             progress=False,
         )
     assert [group["lr"] for group in param_groups(m.svi.optim)] == pytest.approx([0.0005])
+
+
+SCHEDULERS: dict[str, Any] = {
+    "ExponentialLR": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.9),
+    "StepLR": lambda o: torch.optim.lr_scheduler.StepLR(o, 3),
+    "MultiStepLR": lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [2, 5]),
+    "ConstantLR": lambda o: torch.optim.lr_scheduler.ConstantLR(o, total_iters=5),
+    "LinearLR": lambda o: torch.optim.lr_scheduler.LinearLR(o, total_iters=9),
+    "PolynomialLR": lambda o: torch.optim.lr_scheduler.PolynomialLR(o, 12, 2.0),
+    "LambdaLR": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda t: 1 / (1 + t)),
+    "MultiplicativeLR": lambda o: torch.optim.lr_scheduler.MultiplicativeLR(o, lambda t: 0.9),
+    "CosineAnnealingLR": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 12, eta_min=0.01),
+    "CosineAnnealingWarmRestarts": lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 5, eta_min=0.01),
+    "OneCycleLR": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.2, total_steps=30),
+    "CyclicLR": lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.01, 0.1, step_size_up=4, cycle_momentum=False),
+    "SequentialLR": lambda o: torch.optim.lr_scheduler.SequentialLR(
+        o,
+        [torch.optim.lr_scheduler.ConstantLR(o, 0.5, 4), torch.optim.lr_scheduler.ExponentialLR(o, 0.9)],
+        milestones=[7],
+    ),
+    "ChainedScheduler": lambda o: torch.optim.lr_scheduler.ChainedScheduler(
+        [torch.optim.lr_scheduler.ConstantLR(o, 0.5, 8), torch.optim.lr_scheduler.ExponentialLR(o, 0.9)]
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*optimizer.step")
+@pytest.mark.filterwarnings("ignore:The epoch parameter")
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_halved_learning_rates_stay_halved_under_every_scheduler_of_torch(name: str) -> None:
+    def rates(halved: bool) -> list[float]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)
+        scheduler = SCHEDULERS[name](optimizer)
+        found = []
+        for step in range(20):
+            if step == 5 and halved:
+                multiply_learning_rates(SimpleNamespace(param_groups=optimizer.param_groups, scheduler=scheduler), 0.5)
+            scheduler.step()
+            found.append(optimizer.param_groups[0]["lr"])
+        return found
+
+    whole, half = rates(False), rates(True)
+    assert half[:5] == whole[:5]
+    assert half[5:] == pytest.approx([rate / 2 for rate in whole[5:]], rel=1e-9)
+
+
+@pytest.mark.parametrize("whose", ["Pyro", "ours"])
+def test_restore_with_a_scheduler_keeps_the_lower_rate(whose: str) -> None:
+    if whose == "Pyro":
+        optim: Any = pyro.optim.ExponentialLR({"optimizer": torch.optim.SGD, "optim_args": {"lr": 1e-3}, "gamma": 0.5})
+        callbacks: list[Any] = [LearningRate()]
+    else:
+        optim = Adam({"lr": 1e-3}, scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda t: 0.5 ** (t // 4)))
+        callbacks = []
+    m = make(optim=optim)
+    callbacks.append(Poison(m, step=6, times=1))
+    with pytest.warns(RuntimeWarning, match="restore 1 of 3"):
+        fit(m.svi, images().split(16), epochs=3, callbacks=callbacks, on_nonfinite="restore", progress=False)
+    assert [group["lr"] for group in param_groups(m.svi.optim)] == pytest.approx(
+        [1e-3 * 0.5**3 * 0.5] * len(list(param_groups(m.svi.optim)))
+    )
+
+
+class Breaks(Callback):
+    """Makes a parameter NaN at the end of an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def epoch_end(self, run: Any) -> None:
+        if run.epoch == self.epoch:
+            next(iter(run.parameters.values())).data.view(-1)[0] = float("nan")
+
+
+class LastUpdate(pyro.optim.PyroOptim):
+    """SGD whose last update makes a parameter NaN."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(torch.optim.SGD, {"lr": 1e-3})
+        self.calls, self.bad = 0, step
+
+    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        super().__call__(params, *args, **kwargs)
+        self.calls += 1
+        if self.calls == self.bad:
+            next(iter(params)).data.view(-1)[0] = float("nan")
+
+
+@pytest.mark.parametrize("epoch", [2, 3])
+def test_a_parameter_that_a_callback_makes_nan_is_named_and_not_saved(epoch: int, tmp_path: Path) -> None:
+    m = make()
+    callbacks = [Breaks(epoch), Checkpoint(tmp_path, every=0)]
+    with pytest.raises(
+        FloatingPointError, match=rf"after step {4 * epoch}, not finite: parameter 'vae\$\$\$.*callback"
+    ):
+        fit(m.svi, images().split(16), epochs=3, callbacks=callbacks, progress=False)
+    for path in tmp_path.glob("*.pt"):
+        assert all(bool(value.isfinite().all()) for value in read_checkpoint(path)["modules"][0].values())
+    assert max(tmp_path.glob("step-*.pt")).name == f"step-{4 * epoch:010d}.pt"  # of the step's end
+
+
+def test_a_parameter_that_the_last_update_makes_nan_is_named_and_not_saved(tmp_path: Path) -> None:
+    m = make(optim=LastUpdate(12))
+    with pytest.raises(FloatingPointError, match=r"after step 12, not finite: parameter 'vae\$\$\$"):
+        fit(m.svi, images().split(16), epochs=3, callbacks=[Checkpoint(tmp_path, every=0)], progress=False)
+    assert max(tmp_path.glob("step-*.pt")).name == "step-0000000011.pt"
+
+
+def test_a_parameter_that_the_last_update_makes_nan_is_restored() -> None:
+    m = make(optim=LastUpdate(12))
+    with pytest.warns(RuntimeWarning, match="after step 12, not finite.*Back to step 9"):
+        history = fit(m.svi, images().split(16), epochs=3, on_nonfinite="restore", progress=False)
+    assert history["steps"] == [4, 8, 12]
+    assert all(bool(value.isfinite().all()) for value in parameters_of(m.vae).values())
 
 
 def test_restore_gives_up() -> None:
