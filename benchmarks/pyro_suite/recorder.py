@@ -47,7 +47,7 @@ class Recorder:
     Args:
         captured: whether steps go through ``CompiledSVI(..., compile="graph")``.
         results: file that the lines are appended to.
-        seconds: the longest that one test may run.
+        seconds: the most processor time that one test may take.
         most_calls: after so many calls a test ends.
     """
 
@@ -170,13 +170,13 @@ class Recorder:
 
         self._rebind(SVI, self.svi_class)
         self._set(self.direct)
-        previous = signal.signal(signal.SIGALRM, stop)
-        signal.alarm(self.seconds)
+        previous = signal.signal(signal.SIGPROF, stop)
+        signal.setitimer(signal.ITIMER_PROF, self.seconds, 1.0)  # again and again: a callback may swallow an exception
         try:
             return (yield)
         finally:
-            signal.alarm(0)
-            signal.signal(signal.SIGALRM, previous)
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
+            signal.signal(signal.SIGPROF, previous)
             self._set(self.originals)
             self._rebind(self.svi_class, SVI)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from . import arguments, control_flow, guides, modules, objectives, plates, shapes, state
+from . import arguments, control_flow, guides, modules, objectives, plates, shapes, state, streams, training
 from .runner import AUDIT, CAPTURED, LEFT, NOTICED, OUTCOMES, PROGRAMS, Program, outcome
 
-THEMES = (arguments, control_flow, guides, modules, objectives, plates, shapes, state)
+THEMES = (arguments, control_flow, guides, modules, objectives, plates, shapes, state, streams, training)
 
 
 def check(entry: Program, **options: object) -> None:
