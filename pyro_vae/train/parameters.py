@@ -72,7 +72,7 @@ def set_parameters(state: dict[str, Any], parameters: dict[str, Tensor], modules
     """Write such a copy back, in place.
 
     Raises:
-        ValueError: the copy is of other parameters, or of other shapes; then nothing was written.
+        ValueError: the copy is of other parameters, shapes or dtypes; then nothing was written.
     """
     targets = [*(module.state_dict() for module in modules), _outside(parameters, modules)]
     sources = [*state["modules"], state["parameters"]]
@@ -83,11 +83,11 @@ def set_parameters(state: dict[str, Any], parameters: dict[str, Tensor], modules
         )
     for source, target in zip(sources, targets, strict=True):
         for name in [*target, *source]:
-            shapes = [tuple(part[name].shape) if _is_tensor(part, name) else "none" for part in (target, source)]
-            if shapes[0] != shapes[1]:
+            kinds = [_kind(part.get(name)) for part in (target, source)]
+            if kinds[0] != kinds[1]:
                 raise ValueError(
-                    f"resume: expected {name!r} of shape {shapes[0]}, as this model and guide have it, the checkpoint "
-                    f"holds {shapes[1]}. Resume with the model that wrote it."
+                    f"resume: expected {name!r} {kinds[0]}, as this model and guide have it, the checkpoint holds it "
+                    f"{kinds[1]}. Resume with the model that wrote it."
                 )
     with torch.no_grad():
         for module, source in zip(modules, sources, strict=False):
@@ -132,5 +132,5 @@ def _outside(parameters: dict[str, Tensor], modules: list[nn.Module]) -> dict[st
     return {name: value for name, value in parameters.items() if id(value) not in inside}
 
 
-def _is_tensor(state: dict[str, Any], name: str) -> bool:
-    return isinstance(state.get(name), Tensor)
+def _kind(value: Any) -> str:
+    return f"of shape {tuple(value.shape)} and {value.dtype}" if isinstance(value, Tensor) else "not as a tensor"

@@ -11,6 +11,7 @@ from typing import Any
 from ..._checks import require_positive_int
 from ..._warn import warn
 from ..resume.checkpoint_file import checkpoints, step_of, write
+from ..resume.plain import plain
 from ..run import Run
 from .base import Callback, absolute, require_figure
 
@@ -25,8 +26,8 @@ class Checkpoint(Callback):
     (the last ones) and ``best.pt``, which hold tensors and plain values only; ``pyro_vae.train.read_checkpoint(path)``
     reads one, e.g. ``vae.load_state_dict(read_checkpoint("runs/best.pt")["modules"][0])``.
 
-    With a ``Checkpoint`` among the callbacks, the first SIGINT (Ctrl-C) or SIGTERM finishes the step, saves and ends
-    the process with exit code 130 or 143; a second one ends it at once.
+    With a ``Checkpoint`` among the callbacks, the first SIGINT (Ctrl-C), SIGTERM, SIGHUP or SIGUSR1 finishes the
+    step, saves and ends the process with exit code 128 plus its number; a second one ends it at once.
 
     Args:
         directory: where the files go; it is made.
@@ -40,7 +41,9 @@ class Checkpoint(Callback):
             trains on, ``"raise"`` ends the run. Earlier checkpoints stay whole.
 
     Raises:
-        ValueError: a bad argument; (at the start) the directory holds the checkpoints of another run.
+        ValueError: a bad argument; (at the start) the directory holds the checkpoints of another run, or another run
+            writes there now.
+        TypeError: (at the start) a callback's state, or an option of the optimizer, is no plain value.
         OSError: (at the start) the directory cannot be written.
 
     Example:
@@ -75,6 +78,7 @@ class Checkpoint(Callback):
         if self.monitor is not None:
             require_figure(self.monitor, run)
         _make_writable(self.directory)
+        plain(run.take_state(), "the state of the run")  # refuses what could not be written
         for stale in self.directory.glob(".*.pt.*.tmp"):  # of a write that was killed
             stale.unlink()
         existing = checkpoints(self.directory)
