@@ -1,11 +1,23 @@
 """Variational autoencoders for Pyro."""
 
+from __future__ import annotations
+
 from . import data, plots
 from ._version import __version__
+from .conditional import Conditional
 from .evaluate import Bounds, bounds, elbo, iwae, log_likelihood, log_weights
-from .infer import Adam, CaptureError, CompiledSVI, FusedOptim, TraceIWAE_ELBO, TraceSTL_ELBO, distributed
+from .infer import (
+    Adam,
+    CaptureError,
+    CaptureWarning,
+    CompiledSVI,
+    FusedOptim,
+    TraceIWAE_ELBO,
+    TraceSTL_ELBO,
+    distributed,
+)
 from .likelihoods import BernoulliLikelihood, ContinuousBernoulliLikelihood, GaussianLikelihood
-from .models import VAE, module
+from .models import VAE, latent_scale, module
 from .networks import MLP, AnyLeadingDims
 from .posteriors import DiagonalNormalPosterior
 from .priors import StandardNormalPrior
@@ -36,8 +48,10 @@ __all__ = [
     "CSVLog",
     "Callback",
     "CaptureError",
+    "CaptureWarning",
     "Checkpoint",
     "CompiledSVI",
+    "Conditional",
     "ContinuousBernoulliLikelihood",
     "DiagonalNormalPosterior",
     "EarlyStopping",
@@ -59,6 +73,7 @@ __all__ = [
     "elbo",
     "fit",
     "iwae",
+    "latent_scale",
     "linear_warmup",
     "log_likelihood",
     "log_weights",

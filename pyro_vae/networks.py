@@ -1,4 +1,4 @@
-"""Networks: tensors in, tensors out, any number of leading dimensions."""
+"""Networks: modules that map tensors to tensors, with any number of leading dimensions."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class MLP(nn.Module):
         in_features: width of the input.
         out_features: width of the output.
         hidden_dims: widths of the hidden layers; ``()`` gives one affine map.
-        activation: what makes the activation, e.g. ``nn.SiLU`` or ``lambda: nn.LeakyReLU(0.1)``.
+        activation: a function that returns the activation module, e.g. ``nn.SiLU`` or ``lambda: nn.LeakyReLU(0.1)``.
 
     Raises:
         ValueError: a width below 1; an input whose last dimension is not ``in_features``.
-        TypeError: ``activation`` does not make a module; integer input, or floats of another width than the parameters.
+        TypeError: ``activation`` does not return a module; input that is not floats of the parameters' dtype.
 
     Example:
         >>> import torch
@@ -54,7 +54,7 @@ class MLP(nn.Module):
 
     @property
     def output(self) -> nn.Linear:
-        """The last affine map; its bias is what the network gives where its input tells it nothing."""
+        """The last affine map. ``initialize_output_bias`` of the likelihoods writes its bias."""
         return self.layers[-1]  # type: ignore[return-value]
 
     def forward(self, input: Tensor) -> Tensor:
@@ -69,9 +69,9 @@ class MLP(nn.Module):
 
 
 class AnyLeadingDims(nn.Module):
-    """Lets a network that takes exactly one batch dimension, as most convolutions do, take any number of them.
+    """A network that takes exactly one batch dimension, as convolutions do, made to take any number of them.
 
-    A decoder needs this: with K particles its input is ``(K, B, D)``.
+    A decoder needs this: with K particles its input has shape ``(K, B, D)``.
 
     Args:
         network: maps ``(N, *I)`` to ``(N, *O)``.
@@ -113,7 +113,7 @@ def _make(activation: Callable[[], nn.Module]) -> nn.Module:
         made = None
     if not isinstance(made, nn.Module):
         raise TypeError(
-            f"activation: expected what makes a module, as nn.SiLU does, got {activation!r}. "
+            f"activation: expected a function that returns a module, such as nn.SiLU, got {activation!r}. "
             "Give the class, or a function: lambda: nn.LeakyReLU(0.1)."
         )
     return made

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from .._checks import require_positive_int
 from ..infer.compiled.bfloat16 import Bfloat16Products
-from ..infer.compiled.trace import undone
+from ..infer.compiled.undo import undone
 from ..infer.importance import weigh
 from .captured import captured_pass
 from .data import Data

@@ -9,9 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from ..infer.compiled.backend import compiled
-from ..infer.compiled.dependencies import Snapshot, calls_of
+from ..infer.compiled.dependencies import calls_of, dependencies_of
+from ..infer.compiled.errors import CaptureError
 from ..infer.compiled.passes import choose_products, share_casts
-from ..infer.compiled.trace import CaptureError, capture, undone
+from ..infer.compiled.trace import traced_graph
+from ..infer.compiled.undo import undone
 from .bernoulli_sums import share_logarithms
 
 logger = logging.getLogger(__name__)
@@ -43,10 +45,13 @@ def captured_pass(
     """
     with undone(example), calls_of() as modules:
         by_pyro([t[:2] if t.ndim else t for t in example])  # parameters that are made at first use are there now
-    state = Snapshot(functions, modules)
     try:
-        graph, held = capture(lambda *tensors: [by_pyro(list(tensors))], example, example)
-        change = state.change()
+        state = dependencies_of(functions, modules)
+        try:
+            graph, held = traced_graph(lambda *tensors: [by_pyro(list(tensors))], example, example)
+            change = state.change()
+        finally:
+            state.restore()
         if change is not None:
             raise CaptureError(f"running model and guide changes what they depend on: {change}")
         graph = share_casts(choose_products(share_logarithms(graph)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..infer.call_key import with_tensors
 
@@ -62,6 +62,8 @@ class Data:
 
 def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     """The tensors in tuples, lists and dictionaries, each with its name."""
+    if isinstance(value, nn.Parameter):
+        raise TypeError(f"{name}: expected data, got a parameter. Pass {name}.detach().")
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, dict):

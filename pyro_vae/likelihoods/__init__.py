@@ -1,8 +1,10 @@
-"""Likelihoods p(x|z): modules whose ``forward(z)`` returns a distribution over one datum.
+"""Likelihoods p(x|z): modules whose ``forward(z, *given)`` returns a distribution over one datum.
 
-Every density is normalised, and zero outside its support: there ``log_prob`` is minus infinity, and with Pyro's
-validation on (the default) a ``ValueError`` names the value and the fix.
+Every density is normalised and is zero outside its support: there ``log_prob`` is minus infinity, and with Pyro's
+validation on (the default) it raises a ``ValueError`` that names the value and the fix.
 """
+
+from __future__ import annotations
 
 from .bernoulli import BernoulliLikelihood
 from .continuous_bernoulli import ContinuousBernoulliLikelihood

@@ -1,4 +1,4 @@
-"""Where a decoder starts: p(x|z) with the data's own mean, whatever z."""
+"""The output bias of a decoder, from which training starts with p(x|z) of the data's mean at every z."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["data_mean", "set_output_bias"]
 
 
 def data_mean(x: Tensor, *, within_unit_interval: bool = False) -> Tensor:
-    """The mean of each element over the data, refusing data that have none."""
+    """Return the mean of each element over the data; refuse empty data, values that are not finite or off [0, 1]."""
     require_float("x", x)
     if len(x) == 0:
         raise ValueError(f"x: expected at least one datum, got shape {tuple(x.shape)}.")
@@ -27,13 +27,13 @@ def data_mean(x: Tensor, *, within_unit_interval: bool = False) -> Tensor:
 
 
 def set_output_bias(network: nn.Module, bias: Tensor) -> None:
-    """Write the bias of the network's last layer: ``network.output`` as in ``MLP``, or ``network`` itself."""
+    """Write the bias of the network's last layer, which is ``network.output`` (as in ``MLP``) or ``network`` itself."""
     output = getattr(network, "output", network)
     target = getattr(output, "bias", None)
     if not isinstance(target, Tensor):
         raise ValueError(
             "network: expected a last layer with a bias, as network.output (as MLP has) or the network itself, "
-            f"got {type(network).__name__} without. Add the property, or leave out the initialisation."
+            f"got {type(network).__name__} without. Add the property, or do not call initialize_output_bias."
         )
     if target.shape != bias.flatten().shape:
         raise ValueError(

@@ -32,16 +32,20 @@ class History:
     """
 
     def __init__(self, rows: list[dict[str, float]] | None = None) -> None:
-        self._rows = [dict(row) for row in rows or []]
+        self._rows: list[dict[str, float]] = []
+        self._names: dict[str, None] = {}
+        for row in rows or []:
+            self.append(row)
 
     def append(self, row: Mapping[str, float]) -> None:
         """Add an epoch's figures."""
         self._rows.append(dict(row))
+        self._names.update(dict.fromkeys(row))
 
     @property
     def names(self) -> list[str]:
         """The names of all figures, in the order in which they first came."""
-        return list(dict.fromkeys(name for row in self._rows for name in row))
+        return list(self._names)
 
     def __len__(self) -> int:
         return len(self._rows)

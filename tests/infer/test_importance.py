@@ -14,12 +14,6 @@ from torch import Tensor
 from pyro_vae.infer import Adam, TraceIWAE_ELBO, trace_log_weights
 
 
-@pytest.fixture(autouse=True)
-def _fresh() -> None:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-
-
 def model(x: Tensor, size: int | None = None, beta: Any = 1.0) -> None:
     with pyro.plate("data", size or len(x), subsample=x, dim=-1):
         with poutine.scale(scale=beta):
