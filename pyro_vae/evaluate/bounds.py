@@ -16,9 +16,9 @@ from tqdm.auto import tqdm
 from .._checks import require_positive_int
 from ..infer.compiled.bfloat16 import Bfloat16Products
 from ..infer.compiled.undo import undone
+from ..infer.importance import weigh
 from .captured import captured_pass
 from .data import Data
-from .log_weights import log_weights
 
 __all__ = ["Bounds", "bounds", "log_likelihood"]
 
@@ -42,6 +42,7 @@ def bounds(
     guide: Callable[..., Any],
     *args: Any,
     num_particles: int = 1000,
+    plate: str | None = "data",
     max_bytes: int = 256 * 2**20,
     compile: bool | Literal["graph"] = True,
     precision: Literal["float32", "bf16"] = "float32",
@@ -63,10 +64,11 @@ def bounds(
     over a chunk.
 
     Args:
-        model: p(x, z), with its data in a plate at ``dim=-1``.
+        model: p(x, z), as in ``log_weights``.
         guide: q(z|x).
         *args: data, handed to both functions: tensors ``(N, ...)``, or tuples, lists and dictionaries of them.
         num_particles: K, draws of the latent variables per datum.
+        plate: name of the plate of the data, as in ``log_weights``.
         max_bytes: bound on the tensors that one pass creates, in bytes (at least one datum and particle is computed).
         compile: True; ``"graph"`` to run the captured graph without compiling it; False to leave every pass to Pyro.
         precision: ``"bf16"`` lets matrix products and convolutions take bfloat16 inputs; all else stays float32.
@@ -101,11 +103,15 @@ def bounds(
     num_particles = require_positive_int("num_particles", num_particles)
     max_bytes = require_positive_int("max_bytes", max_bytes)
     data = Data(args, kwargs)
+    nesting: int | None = None  # of the plates, once they are known
 
     def by_pyro(chunk: list[Tensor], particles: int) -> Tensor:
+        nonlocal nesting
         chunk_args, chunk_kwargs = data.arguments(chunk)
         with Bfloat16Products() if precision == "bf16" else contextlib.nullcontext():
-            return log_weights(model, guide, *chunk_args, num_particles=particles, **chunk_kwargs)
+            found = weigh(model, guide, chunk_args, chunk_kwargs, particles, plate=plate, nesting=nesting)
+        nesting = found.nesting
+        return found.log_weights
 
     # Handlers around the call, poutine.trace say, are to see every pass.
     capture = bool(compile) and not poutine.runtime.am_i_wrapped()

@@ -16,7 +16,12 @@ __all__ = ["elbo", "iwae", "log_weights"]
 
 
 def log_weights(
-    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, num_particles: int = 1, **kwargs: Any
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    num_particles: int = 1,
+    plate: str | None = "data",
+    **kwargs: Any,
 ) -> Tensor:
     r"""Log importance weights of data under any Pyro model and guide, in nats.
 
@@ -24,17 +29,29 @@ def log_weights(
 
     They are unscaled: neither ``beta`` nor the plate's N/B changes them. Differentiable with respect to the parameters.
 
+    - Every latent variable sits in the plate of the data. Further plates, left or right of it (time, pixels, views),
+      are summed into their datum. Particles are drawn in a plate left of all others.
+    - A discrete latent variable that the model marks with ``infer={"enumerate": "parallel"}``, and that the guide does
+      not sample, is summed out exactly: a mixture's weights are those of the mixture.
+    - What is observed outside the plate of the data is given, such as a global variable that
+      ``pyro.poutine.condition`` fixes: the weights are those of x_b given its value, and its own log-density, which
+      belongs to no datum, is left out.
+
     Args:
-        model: p(x, z), with its data in a plate at ``dim=-1``.
+        model: p(x, z).
         guide: q(z|x).
         *args: handed to both functions, as is ``**kwargs``.
         num_particles: K, draws of the latent variables per datum.
+        plate: name of the plate of the data. Where there is one plate alone, it is taken, whatever its name. None: the
+            arguments are one datum, and all plates belong to it.
 
     Returns:
         ``(K, B)``.
 
     Raises:
-        ValueError: the weights do not factorise over the data (a global latent variable), or a site is missing.
+        ValueError: the weights do not factorise over the data (a global latent variable, say, or an observed one that
+            depends on latent variables of the data); a site is missing; none of several plates is called ``plate``; a
+            plate within a datum is subsampled; the guide has a point mass (``AutoDelta``), which has no density.
 
     Example:
         >>> import pyro_vae as pv
@@ -52,7 +69,8 @@ def log_weights(
     Source:
         Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders, equation 7.
     """
-    return trace_log_weights(model, guide, args, kwargs, require_positive_int("num_particles", num_particles))
+    num_particles = require_positive_int("num_particles", num_particles)
+    return trace_log_weights(model, guide, args, kwargs, num_particles, plate=plate)
 
 
 def elbo(log_weights: Tensor) -> Tensor:

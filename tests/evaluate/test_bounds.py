@@ -282,6 +282,29 @@ def test_a_progress_bar_counts_the_data(make_vae, binary_data, capsys):
     assert "64/64" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("compile", [False, "graph"])
+def test_views_and_classes_are_summed_in_every_chunk(always_captured, compile):
+    """Four views of each datum, a class of each datum, a shift that is conditioned on: no latent variable is drawn."""
+    probabilities, means = torch.tensor([0.3, 0.7]), torch.tensor([-1.0, 2.0])
+
+    def model(x):
+        shift = pyro.sample("shift", dist.Normal(0.0, 5.0))
+        with pyro.plate("pictures", len(x), dim=-1):
+            k = pyro.sample("k", dist.Categorical(probabilities), infer={"enumerate": "parallel"})
+            with pyro.plate("views", 4, dim=-2):
+                pyro.sample("x", dist.Normal(means[k] + shift, 1.0), obs=x.T)
+
+    x = torch.randn(23, 4)
+    exact = (probabilities.log() + dist.Normal(means + 0.5, 1.0).log_prob(x[..., None]).sum(1)).logsumexp(-1)
+    conditioned = pyro.poutine.condition(model, {"shift": torch.tensor(0.5)})
+    elbo, iwae = pv.bounds(
+        conditioned, lambda x: None, x, num_particles=3, plate="pictures", max_bytes=2_000, compile=compile
+    )
+    torch.testing.assert_close(elbo, exact, rtol=0, atol=1e-5)
+    torch.testing.assert_close(iwae, exact, rtol=0, atol=1e-5)
+    assert always_captured["captured"] == (compile == "graph")
+
+
 # -- what a graph cannot stand for ---------------------------------------------------------------------------------
 
 
