@@ -20,7 +20,7 @@ from .losses import as_tensors, is_a_bound, marked, parts
 from .passes import cheapen_checks, choose_products, share_casts
 from .program import Call, Program
 from .trace import traced_graph
-from .watch import Watch
+from .watch import Watch, has_hooks
 
 __all__ = ["captured_step"]
 
@@ -41,7 +41,7 @@ def captured_step(call: Call, *, before: Watch, gradients: Gradients, compile: b
     """
     started = time.perf_counter()
     program, kind, args, kwargs, tensors, _ = call
-    _refuse(program, tensors)
+    _refuse(program, tensors, before.params)
     found: list[Traced] = []
 
     def function(*inputs: Tensor) -> list[Tensor]:
@@ -91,10 +91,13 @@ def captured_step(call: Call, *, before: Watch, gradients: Gradients, compile: b
     return step
 
 
-def _refuse(program: Program, tensors: list[Tensor]) -> None:
+def _refuse(program: Program, tensors: list[Tensor], params: dict[str, Tensor]) -> None:
     objective = type(getattr(program.loss_and_grads, "__self__", None)).__name__
     if objective.startswith("Jit"):
         raise CaptureError(f"{objective} compiles by torch.jit. Use {objective.removeprefix('Jit')}, without it.")
+    hooked = next((name for name, p in params.items() if has_hooks(p)), None)
+    if hooked is not None:
+        raise CaptureError(f"parameter {hooked!r} has a gradient hook, which a graph would not call.")
     if any(t.requires_grad for t in tensors):
         raise CaptureError(
             "an argument requires a gradient, and a graph gives gradients to parameters only. Detach it, or let model "

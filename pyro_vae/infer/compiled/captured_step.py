@@ -76,6 +76,8 @@ class CapturedStep:
         self._others = [p for p in self._params if id(p) not in trained]
         self._adam: GuardedAdam | None = None
         self._momentum_only: list[Tensor] = []
+        self._grads: list[Tensor | None] = [None] * len(self._params)  # what stood in .grad at the last look
+        self._versions: list[int] = []
 
     def outputs(self, run: Callable[..., Any], tensors: list[Tensor]) -> Outputs:
         """Run the graph, as ``self.graph`` or ``self.run``, on new inputs."""
@@ -83,6 +85,21 @@ class CapturedStep:
         with torch.no_grad():
             out = list(run(*self._held, *tensors))
         return Outputs(out[:losses], out[losses:grads], out[grads:])
+
+    def adds_to_gradients(self) -> bool:
+        """Whether somebody put gradients there since, which Pyro's step would add to."""
+        grads = [p.grad for p in self._params]
+        same = all(map(operator.is_, grads, self._grads))
+        if same and [g._version for g in grads if g is not None] == self._versions:
+            return False
+        if self._gradients.foreign(self._params):
+            return True
+        self._grads = [p.grad for p in self._params]
+        self._versions = [g._version for g in self._grads if g is not None]
+        # A parameter that had a gradient in another call has zeros now, and its momentum goes on, as in Pyro.
+        self._momentum_only = [p for p in self._others if p.grad is not None]
+        self._adam = None
+        return False
 
     def outputs_undone(self, run: Callable[..., Any], tensors: list[Tensor]) -> Outputs:
         """The same, and leave buffers and random numbers as they were."""
@@ -117,15 +134,9 @@ class CapturedStep:
         """Whether the fused update may be used, made anew where the optimizer or what has momentum has changed."""
         if not isinstance(self._optim, FusedOptim):
             return False
-        # A parameter that had a gradient in another call has zeros now, and its momentum goes on, as in Pyro.
-        momentum_only = [p for p in self._others if p.grad is not None]
-        same = len(momentum_only) == len(self._momentum_only) and all(
-            map(operator.is_, momentum_only, self._momentum_only)
-        )
-        if self._adam is None or not same or not self._adam.holds():
-            self._momentum_only = momentum_only
+        if self._adam is None or not self._adam.holds():
             self._optim.register(self._params)
-            members = self.traced.trained + momentum_only
+            members = self.traced.trained + self._momentum_only
             self._adam = GuardedAdam(self._optim, members) if GuardedAdam.fits(self._optim, members) else None
         return self._adam is not None
 

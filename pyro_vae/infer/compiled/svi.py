@@ -181,8 +181,8 @@ class CompiledSVI(SVI):
 
     def _run(self, kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         program = Program(self.model, self.guide, self.loss, self.loss_and_grads, self.optim, self.precision)
-        # Handlers around the call (poutine.scale, say) change what model and guide mean, so they are left to Pyro.
-        if not self.compile or poutine.runtime.am_i_wrapped():
+        # What stands around the call (poutine.scale, autocast) changes what model and guide mean: it is left to Pyro.
+        if not self.compile or poutine.runtime.am_i_wrapped() or any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
             return self._by_pyro(program, kind, args, kwargs)
         try:
             call = call_of(program, kind, args, kwargs)
@@ -207,7 +207,7 @@ class CompiledSVI(SVI):
                 self._cache.refuse(call.key)
                 self._leave(error)
                 return self._by_pyro(program, kind, args, kwargs)
-        if kind == "step" and self._gradients.foreign(step.traced.params.values()):
+        if kind == "step" and step.adds_to_gradients():
             return self._by_pyro(program, kind, args, kwargs)  # which adds to them
         return self._by_graph(step, call)
 
