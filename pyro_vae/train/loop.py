@@ -14,6 +14,7 @@ from .callbacks.dispatch import Dispatch
 from .feed.arguments import Arguments
 from .feed.batching import Feed, naming_the_batch
 from .feed.polite_stop import PoliteStop, StopRequested
+from .late import LateParts
 from .nonfinite.detect import NotFinite, refuse_update, require_finite_parameters
 from .nonfinite.explain import StepInputs, cause_of, explanation
 from .nonfinite.restore import LastGoodState
@@ -42,6 +43,7 @@ class Loop:
         schedules: keyword arguments of model and guide that change with time.
         arguments: makes the arguments of model and guide from a batch.
         callbacks: called at their moments.
+        late: takes in what model and guide use for the first time in a later step.
         description: what the checkpoints of this run belong to.
         polite_stop: whether the run is asked to stop.
         restoring: whether to go back to the last good state after a step that is not finite.
@@ -57,6 +59,7 @@ class Loop:
         schedules: Mapping[str, Schedule],
         arguments: Arguments,
         callbacks: Dispatch,
+        late: LateParts,
         description: dict[str, Any],
         polite_stop: PoliteStop,
         restoring: bool,
@@ -68,6 +71,7 @@ class Loop:
         self.schedules = schedules
         self.arguments = arguments
         self.callbacks = callbacks
+        self.late = late
         self.description = description
         self.polite_stop = polite_stop
         self._last_good = LastGoodState(enabled=restoring)
@@ -135,7 +139,9 @@ class Loop:
                 with own_noise():
                     self._inputs = StepInputs(args, kwargs, torch.get_rng_state())
                     try:
+                        self.late.before_step(args, kwargs)
                         done = self.stepper.step(args, kwargs)
+                        self.late.after_step(args, kwargs)
                     except ValueError as error:
                         cause = cause_of(error, run.svi, self._inputs, run.parameters, run.where, run.batch)
                         raise cause or error from error
@@ -182,7 +188,7 @@ class Loop:
     # -- states ----------------------------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Any]:
-        return state_of(self.run, self.stepper, self.feed, self.callbacks, self.description)
+        return state_of(self.run, self.stepper, self.feed, self.callbacks, self.late, self.description)
 
     def _take_state(self) -> dict[str, Any] | None:
         try:
@@ -213,7 +219,7 @@ class Loop:
         factor = run.learning_rate_factor / 2
         set_position(run, self.feed, state)
         self.feed.take()  # of the epoch that was begun
-        put_back(run, self.stepper, self.callbacks, state)
+        put_back(run, self.stepper, self.callbacks, self.late, state)
         multiply_learning_rates(run.svi.optim, factor / run.learning_rate_factor)
         run.learning_rate_factor = factor
         run.stopping = False
