@@ -117,7 +117,8 @@ class Loop:
             for stopping in self._steps():
                 self.callbacks.step_end(run)
                 bar.step()
-                if stopping:
+                # Several processes stop after the same step, on which they agree within it.
+                if stopping or (self.polite_stop.signal is not None and not isinstance(self.stepper, JointStepper)):
                     break
             else:
                 self._end_epoch()
@@ -128,7 +129,7 @@ class Loop:
         return False
 
     def _steps(self) -> Iterator[bool]:
-        """Take the steps that the epoch still has; yield after each whether to stop politely."""
+        """Take the steps that the epoch still has; yield after each whether the processes agreed to stop."""
         run = self.run
         with naming_the_batch("train", run):
             for batch in self._until_all_end(self.feed.take() or begin_epoch(run, self.feed)):
@@ -152,9 +153,7 @@ class Loop:
                 run.meter.add(done.loss, done.rows, weight, run.step, run.epoch, run.batch)
                 run.step += 1
                 run.batch += 1
-                # Several processes stop after the same step, on which they agree within it.
-                alone = not isinstance(self.stepper, JointStepper)
-                yield self.polite_stop.signal is not None if alone else done.stopping
+                yield done.stopping
         if run.batch == 0:
             raise no_batch(run)
         run.batches_per_epoch = run.batch
