@@ -25,7 +25,7 @@ def make_fused(make: Any, groups: list[dict[str, Any]]) -> Optimizer:
 
 
 def plain_state(value: Any) -> Any:
-    """Return ``value`` without what ``torch.load(weights_only=True)`` would refuse; a scheduler's functions, for instance."""
+    """Return ``value`` without what ``torch.load(weights_only=True)`` refuses, such as a scheduler's functions."""
     if type(value) is dict:
         return {k: plain_state(v) for k, v in value.items() if _is_plain(v)}
     if type(value) in (list, tuple):

@@ -21,6 +21,7 @@ from .feed.batching import feed_of, require_iterable
 from .feed.polite_stop import PoliteStop, StopRequested
 from .feed.rows import Rows
 from .history import History
+from .late import LateParts
 from .loop import Loop
 from .opening import open_run
 from .progress import ProgressBar
@@ -156,10 +157,10 @@ def fit(
         path, state = (None, None) if found is None else found
         run = Run(svi=svi, train=train, validation=validation, epochs=epochs, size=size, resumed_from=path)
         stepper, feed = stepper_of(svi, Rows(svi, rows)), feed_of("train", train, polite_stop)
-        arguments, schedules = Arguments(transform, size), schedules or {}
+        arguments, schedules, late = Arguments(transform, size), schedules or {}, LateParts(run)
         description = describe_inputs(run, schedules, transform, dispatch.callbacks, on_nonfinite)
         try:
-            told = open_run(run, stepper, feed, arguments, schedules, dispatch, description, state)
+            told = open_run(run, stepper, feed, arguments, schedules, dispatch, late, description, state)
         except StopRequested:  # nothing was trained, so there is nothing to save
             raise _exit(run, checkpoints, polite_stop) from None
         loop = Loop(
@@ -170,6 +171,7 @@ def fit(
             schedules=schedules,
             arguments=arguments,
             callbacks=dispatch,
+            late=late,
             description=description,
             polite_stop=polite_stop,
             restoring=on_nonfinite == "restore",
