@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from .._checks import require_positive_int
 from ..infer import distributed
+from ..infer.distributed import exchange
 from .callbacks.checkpoint import Checkpoint
 from .callbacks.dispatch import Dispatch
 from .feed.arguments import Arguments
@@ -142,7 +143,7 @@ def fit(
             "callbacks": [type(callback).__name__ for callback in dispatch.callbacks if callback.essential],
         }
     )
-    distributed.same_generator()
+    exchange.same_generator()
     checkpoints = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
     with ExitStack() as stack:
         # First of all: the workers of a data loader, which the first batch starts, inherit its handlers.
@@ -208,7 +209,7 @@ def _require_svi(svi: Any, names: tuple[str, ...]) -> None:
 
 def _require_same_settings(own: dict[str, Any]) -> None:
     """Refuse processes that are to train together and were given other settings."""
-    for other, theirs in enumerate(distributed.gather(own)):
+    for other, theirs in enumerate(exchange.gather(own)):
         for name, value in own.items():
             if theirs[name] != value:
                 raise ValueError(

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from .._warn import warn
-from ..infer.distributed import gather, own_noise, require_same, same_start, world_size
+from ..infer.distributed.exchange import gather, own_noise, require_same, same_start
+from ..infer.distributed.processes import world_size
 from .callbacks.dispatch import Dispatch
 from .feed.arguments import Arguments
 from .feed.batching import Feed, naming_the_batch

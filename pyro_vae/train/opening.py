@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..infer.distributed import from_first, gather, world_size
+from ..infer.distributed.exchange import from_first, gather
+from ..infer.distributed.processes import world_size
 from .callbacks.dispatch import Dispatch
 from .feed.arguments import Arguments, require_arguments
 from .feed.batching import Feed, naming_the_batch

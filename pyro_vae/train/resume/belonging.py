@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._version import __version__
-from ...infer.distributed import world_size
+from ...infer.distributed.processes import world_size
 from ..callbacks.base import Callback
 from ..run import Run
 from ..schedules import Schedule
