@@ -33,6 +33,7 @@ _PLANS = ("schedules", "optimizer.scheduler", "callbacks.LearningRate")
 _SHARES = ("train", "validation")
 # What in an object changes as it is used.
 _PROGRESS = {"epoch", "training", "max_plate_nesting", "device", "generator", "batches"}
+_OF_DATA = ("batch_size", "shuffle", "drop_last", "seed", "num_data")  # other attributes may count, or change nothing
 _OF_A_SCHEDULER = (
     "total_steps",
     "gamma",
@@ -231,11 +232,7 @@ def _data(batches: Any) -> dict[str, Any]:
             found[name] = len(owner)  # type: ignore[arg-type]
     for owner in (batches, dataset):
         attributes = getattr(owner, "__dict__", {})
-        found |= {
-            name: value
-            for name, value in attributes.items()
-            if not name.startswith("_") and name not in _PROGRESS and _is_option(value)
-        }
+        found |= {name: attributes[name] for name in _OF_DATA if _is_option(attributes.get(name))}
         found |= {name: _name(attributes[name]) for name in ("transform", "sampler", "dataset") if name in attributes}
         held = [value for value in attributes.values() if _is_data(value)]
         if held:
