@@ -410,3 +410,17 @@ def test_bfloat16_products_change_a_bound_by_little(always_captured, compile):
         )
     assert not torch.equal(*results)
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=0.2)
+
+
+def test_parameters_are_cast_once_for_all_passes(always_captured, monkeypatch):
+    monkeypatch.setattr(BOUNDS, "_BYTES_TO_COMPILE", 0)
+    graphs = []
+    monkeypatch.setattr(captured_module, "compiled", lambda graph, held, inputs: graphs.append((graph, held)) or graph)
+    vae, x = wider_vae(), binary(11, 64)
+    pv.bounds(vae.model, vae.guide, x, num_particles=5, max_bytes=20_000, precision="bf16")
+    assert always_captured["captured"] == 1
+    graph, held = graphs[0]
+    assert sum(t.dtype is torch.bfloat16 for t in held) == 4  # the weights of both networks' two layers
+    casts = [n for n in graph.graph.nodes if n.target is torch.ops.aten._to_copy.default]
+    assert casts
+    assert not any(cast.args[0].op == "placeholder" and "held" in cast.args[0].name for cast in casts)

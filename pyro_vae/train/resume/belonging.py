@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..._version import __version__
-from ...infer.distributed import world_size
+from ...infer.distributed.processes import world_size
 from ..callbacks.base import Callback
 from ..run import Run
 from ..schedules import Schedule
@@ -33,6 +33,7 @@ _PLANS = ("schedules", "optimizer.scheduler", "callbacks.LearningRate")
 _SHARES = ("train", "validation")
 # What in an object changes as it is used.
 _PROGRESS = {"epoch", "training", "max_plate_nesting", "device", "generator", "batches"}
+_OF_DATA = ("batch_size", "shuffle", "drop_last", "seed", "num_data")  # other attributes may count, or change nothing
 _OF_A_SCHEDULER = (
     "total_steps",
     "gamma",
@@ -66,6 +67,7 @@ def describe_inputs(
             "other callbacks": sorted(type(c).__name__ for c in callbacks if not c.essential),
             "model": _name(run.svi.model),
             "guide": _name(run.svi.guide),
+            "modules": _modules(_owners(run.svi)),
             "objective": _objective(run.svi),
             "optimizer": _optimizer(run.svi.optim),
             "size": run.size,
@@ -84,11 +86,7 @@ def describe_model(run: Run) -> dict[str, Any]:
     return _plain(
         {
             "device": ", ".join(devices),
-            "modules": {
-                f"{number}{'.' if path else ''}{path}": _described(part)
-                for number, module in enumerate(run.modules)
-                for path, part in module.named_modules()
-            },
+            "modules": _modules(run.modules),
             "parameter": {name: [list(value.shape), str(value.dtype)] for name, value in run.parameters.items()},
             "optimizer.scheduler": [_described(s, _OF_A_SCHEDULER) for s in _first(schedulers(run.svi.optim))],
         }
@@ -133,6 +131,20 @@ def _compare(path: str, old: Any, new: Any, both: bool) -> Iterator[tuple[str, A
 def _short(value: Any) -> str:
     text = "none" if value is None else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _owners(svi: Any) -> list[nn.Module]:
+    """The modules of which model and guide are methods, or which they are."""
+    owners = [getattr(function, "__self__", function) for function in (svi.model, svi.guide)]
+    return list(dict.fromkeys(owner for owner in owners if isinstance(owner, nn.Module)))
+
+
+def _modules(modules: list[nn.Module]) -> dict[str, Any]:
+    return {
+        f"{number}{'.' if path else ''}{path}": _described(part)
+        for number, module in enumerate(modules)
+        for path, part in module.named_modules()
+    }
 
 
 def _versions() -> dict[str, str]:
@@ -220,11 +232,7 @@ def _data(batches: Any) -> dict[str, Any]:
             found[name] = len(owner)  # type: ignore[arg-type]
     for owner in (batches, dataset):
         attributes = getattr(owner, "__dict__", {})
-        found |= {
-            name: value
-            for name, value in attributes.items()
-            if not name.startswith("_") and name not in _PROGRESS and _is_option(value)
-        }
+        found |= {name: attributes[name] for name in _OF_DATA if _is_option(attributes.get(name))}
         found |= {name: _name(attributes[name]) for name in ("transform", "sampler", "dataset") if name in attributes}
         held = [value for value in attributes.values() if _is_data(value)]
         if held:
