@@ -173,9 +173,9 @@ def outcome(entry: Program, *, tolerance: float | None = None, **options: Any) -
     difference = _difference(got, expected, 0.0 if exact else tolerance, exact)
     if difference and not (exact and not _difference(got, expected, ROUNDING, True)):
         return "different", difference
-    ours = [str(w.message) for w in got.said if issubclass(w.category, CAPTURE_WARNING)]
+    ours = [str(w.message) for w in got.said if issubclass(w.category, pv.CaptureWarning)]
     known = {str(w.message) for w in expected.said}
-    other = [str(w.message) for w in got.said if not issubclass(w.category, CAPTURE_WARNING)]
+    other = [str(w.message) for w in got.said if not issubclass(w.category, pv.CaptureWarning)]
     if ours:
         return LEFT, "\n".join(ours)
     strange = [text for text in other if text not in known]
@@ -184,9 +184,6 @@ def outcome(entry: Program, *, tolerance: float | None = None, **options: Any) -
     if not svi.captures:
         return "left to Pyro without a word", ""
     return (ROUNDED, difference) if difference else (CAPTURED, "")
-
-
-CAPTURE_WARNING = getattr(pv, "CaptureWarning", DeprecationWarning)
 
 
 def _run(entry: Program, make_svi: Callable[..., Any]) -> tuple[Result, Any]:
