@@ -125,9 +125,10 @@ def test_a_stopped_run_goes_on_to_the_same_end_and_adds_up_its_legs(example, tmp
     flags = small(tmp_path / "whole", "--dataset", "digits")
     whole = outcome(tmp_path / "whole", example.main(flags))
     flags = small(tmp_path / "run", "--dataset", "digits")
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+    with monkeypatch.context() as patch:
         stop_at(20, patch)
-        example.main(flags)
+        with pytest.raises(SystemExit) as stopped:
+            example.main(flags)
     assert stopped.value.code == 130
     assert not (tmp_path / "run" / "metrics.json").exists()
     checkpoint = next((tmp_path / "run" / "checkpoints").glob("step-*20.pt"))
