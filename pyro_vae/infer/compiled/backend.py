@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from .lower import lowered
 from .toolchain import FAST_CPU, inductor, kept_on_disk
 
 logger = logging.getLogger(__name__)
@@ -41,14 +42,7 @@ def compiled(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor]) ->
         # What torch's own code warns of while it compiles (deprecated parts of its own) is nothing a user could mend.
         with torch.no_grad(), warnings.catch_warnings(), kept_on_disk([*held, *inputs]) as examples:
             warnings.simplefilter("ignore")
-            # How many threads is told for the sake of releases that took one number's program for another's.
-            fast = {**FAST_CPU, "cpp.threads": torch.get_num_threads()} if on_cpu else {}
-            run: Run
-            try:
-                run = compiler.compile(graph, examples, options=_OPTIONS | fast)
-            except Exception:
-                logger.debug("compilation failed with the faster options", exc_info=True)
-                run = compiler.compile(graph, examples, options=_OPTIONS)
+            run = _first_that_works(_ways(compiler, graph, examples, on_cpu))
     except Exception as error:
         reason = str(error).strip().partition("\n")[0][:200]
         logger.debug("compilation failed", exc_info=True)
@@ -64,6 +58,29 @@ def compiled(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor]) ->
         except RuntimeError as error:  # an operation that cannot be replayed, such as a copy from the host
             logger.info("no CUDA graph: %s", str(error).partition("\n")[0])
     return run
+
+
+def _ways(compiler: Any, graph: fx.GraphModule, examples: list[Tensor], on_cpu: bool) -> list[Callable[[], Run]]:
+    """Ways to compile, the one that takes least time first."""
+    usual: Callable[[], Run] = lambda: compiler.compile(graph, examples, options=_OPTIONS)  # noqa: E731
+    if not on_cpu or not examples:
+        return [usual]
+    # How many threads is told for the sake of releases that took one number's program for another's.
+    fast = _OPTIONS | FAST_CPU | {"cpp.threads": torch.get_num_threads()}
+    return [
+        lambda: lowered(graph, examples, fast),
+        lambda: compiler.compile(graph, examples, options=fast),
+        usual,
+    ]
+
+
+def _first_that_works(ways: list[Callable[[], Run]]) -> Run:
+    for way in ways[:-1]:
+        try:
+            return way()
+        except Exception:
+            logger.debug("one way of compiling failed, the next one follows", exc_info=True)
+    return ways[-1]()
 
 
 class _CudaGraph:
