@@ -48,8 +48,51 @@ def functional(
     run = torch.func.functionalize(fx.Interpreter(graph).run, remove="mutations")
     simple = make_fx(run, decomposition_table=decompositions, tracing_mode="fake")(*examples)
     simple.graph.eliminate_dead_code()
+    _write_last(simple.graph)
     _make_distinct(simple.graph)
     return simple
+
+
+def _write_last(graph: fx.Graph) -> None:
+    """Moves writes to inputs to the end, as inductor takes for granted; what reads in between reads the new value.
+
+    Raises:
+        NotImplementedError: where this cannot be told from the graph alone, as when an input shares memory with another one.
+    """
+    inputs = list(graph.find_nodes(op="placeholder"))
+    last = next(iter(reversed(graph.nodes)))
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    for write in [node for node in graph.nodes if _schema(node) is not None and _schema(node).is_mutable]:
+        target, value = write.args[:2] if write.target is aten.copy_.default else (write, None)
+        if target.op != "placeholder":
+            raise NotImplementedError(f"the graph writes to an intermediate result ({write.target})")
+        memory = _memory(target)
+        if sum(_memory(other) == memory for other in inputs) > 1:
+            raise NotImplementedError(f"the graph writes to {target}, which shares memory with another input")
+        old, new = target.meta["val"], value.meta["val"]
+        later = [user for user in target.users if order[user] > order[write]]
+        if later and (old.shape != new.shape or old.dtype != new.dtype) or any(map(_is_view, target.users)):
+            raise NotImplementedError(f"the graph writes to {target} between reads of it")
+        for user in later:
+            if user.target is not aten.copy_.default or user.args[0] is not target:
+                user.replace_input_with(target, value)
+        last.prepend(write)
+
+
+def _memory(node: fx.Node) -> int:
+    return int(node.meta["val"].untyped_storage()._cdata)
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether the result shares memory with an argument that it does not write to."""
+    schema = _schema(node)
+    return schema is not None and any(
+        returned.alias_info is not None and not returned.alias_info.is_write for returned in schema.returns
+    )
+
+
+def _schema(node: fx.Node) -> Any:
+    return getattr(node.target, "_schema", None)
 
 
 def _make_distinct(graph: fx.Graph) -> None:
