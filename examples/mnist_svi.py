@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     height, width = images.image_shape
     # Binary pixels are drawn anew each epoch for training, and once for validation and test.
     binary = args.likelihood == "bernoulli"
-    as_data = pv.data.binarise if binary else pv.data.to_float
+    as_data = pv.data.binarize if binary else pv.data.to_float
     train_images, validation_images = pv.data.split(
         images.train_images, sizes=(len(images.train_images) - args.validation, args.validation), seed=args.seed
     )
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     )
 
     total_steps = args.epochs * len(train)
-    optimiser = pv.Adam(
+    optimizer = pv.Adam(
         {"lr": args.learning_rate, "betas": (0.9, 0.99)},
         scheduler=lambda adam: OneCycleLR(
             adam,
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
             cycle_momentum=False,
         ),
     )
-    parts = (vae.model, vae.guide, optimiser, pv.TraceSTL_ELBO())
+    parts = (vae.model, vae.guide, optimizer, pv.TraceSTL_ELBO())
     svi = pv.CompiledSVI(*parts, precision=args.precision) if args.compile else SVI(*parts)
     begin = time.perf_counter()
     history = pv.fit(
@@ -136,7 +136,7 @@ def build_vae(args: argparse.Namespace, train_images: Tensor) -> pv.VAE:
     prior = pv.StandardNormalPrior(args.latent_dim)
     likelihood = LIKELIHOODS[args.likelihood](pv.MLP(args.latent_dim, pixels, hidden_dims=args.hidden_dims[::-1]))
     posterior = pv.DiagonalNormalPosterior(pv.MLP(pixels, 2 * args.latent_dim, hidden_dims=args.hidden_dims))
-    likelihood.initialise_output_bias(pv.data.to_float(train_images))
+    likelihood.initialize_output_bias(pv.data.to_float(train_images))
     return pv.VAE(prior, likelihood, posterior)
 
 
@@ -212,7 +212,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data-dir", type=Path, help="folder with a local copy (DIR/MNIST/raw/*); without it, download to a cache")
     add("--dataset", choices=pv.data.DATASETS, default="mnist", help="what to train on; digits needs no network")
-    add("--likelihood", choices=list(LIKELIHOODS), default="bernoulli", help="p(x|z); bernoulli binarises the pixels")
+    add("--likelihood", choices=list(LIKELIHOODS), default="bernoulli", help="p(x|z); bernoulli binarizes the pixels")
     add("--latent-dim", type=positive_int, default=40, help="dimensions of z")
     add("--hidden-dims", type=positive_int, nargs="+", default=[500, 500], help="encoder's hidden layers, mirrored")
     add("--epochs", type=positive_int, help="passes over the training data (default: 15; digits: 200)")

@@ -1,12 +1,34 @@
 """Variational autoencoders for Pyro."""
 
+from __future__ import annotations
+
 from . import data, plots
 from ._version import __version__
+from .conditional import Conditional
 from .evaluate import Bounds, bounds, elbo, iwae, log_likelihood, log_weights
-from .infer import Adam, CaptureError, CompiledSVI, FusedOptim, TraceIWAE_ELBO, TraceSTL_ELBO, distributed
-from .likelihoods import BernoulliLikelihood, ContinuousBernoulliLikelihood, GaussianLikelihood
-from .models import VAE, module
-from .networks import MLP, AnyLeadingDims
+from .infer import (
+    Adam,
+    CaptureError,
+    CaptureWarning,
+    CompiledSVI,
+    FusedOptim,
+    TraceIWAE_ELBO,
+    TraceSTL_ELBO,
+    distributed,
+)
+from .likelihoods import (
+    BernoulliLikelihood,
+    BetaLikelihood,
+    CategoricalLikelihood,
+    ContinuousBernoulliLikelihood,
+    GaussianLikelihood,
+    LaplaceLikelihood,
+    NegativeBinomialLikelihood,
+    PoissonLikelihood,
+    StudentTLikelihood,
+)
+from .models import VAE, latent_scale, module
+from .networks import MLP, AnyLeadingDims, ConvDecoder, ConvEncoder, GatedMLP
 from .posteriors import DiagonalNormalPosterior
 from .priors import StandardNormalPrior
 from .train import (
@@ -32,22 +54,33 @@ __all__ = [
     "Adam",
     "AnyLeadingDims",
     "BernoulliLikelihood",
+    "BetaLikelihood",
     "Bounds",
     "CSVLog",
     "Callback",
     "CaptureError",
+    "CaptureWarning",
+    "CategoricalLikelihood",
     "Checkpoint",
     "CompiledSVI",
+    "Conditional",
     "ContinuousBernoulliLikelihood",
+    "ConvDecoder",
+    "ConvEncoder",
     "DiagonalNormalPosterior",
     "EarlyStopping",
     "FusedOptim",
+    "GatedMLP",
     "GaussianLikelihood",
     "History",
+    "LaplaceLikelihood",
     "LearningRate",
+    "NegativeBinomialLikelihood",
+    "PoissonLikelihood",
     "Run",
     "SamplePictures",
     "StandardNormalPrior",
+    "StudentTLikelihood",
     "TensorBoard",
     "TraceIWAE_ELBO",
     "TraceSTL_ELBO",
@@ -59,6 +92,7 @@ __all__ = [
     "elbo",
     "fit",
     "iwae",
+    "latent_scale",
     "linear_warmup",
     "log_likelihood",
     "log_weights",

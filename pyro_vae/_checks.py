@@ -1,7 +1,9 @@
-"""What users pass is checked here: shapes and dtypes only, so that a check costs no look at the data."""
+"""Checks of what users pass. Most look at shapes and dtypes alone, so that they cost no pass over the data."""
 
 from __future__ import annotations
 
+import math
+import numbers
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -18,14 +20,14 @@ def require_tensor(name: str, value: Any) -> None:
         )
 
 
-def require_rows(name: str, value: Any, rows: int) -> None:
-    """Refuse what belongs to the data one by one, labels say, and has more or fewer rows than they."""
+def require_rows(name: str, value: Any, rows: int, source: str = "as in x") -> None:
+    """Refuse what should have one row for each datum (labels, for instance) and has another number of rows."""
     if len(value) != rows:
-        raise ValueError(f"{name}: expected {rows} rows as in x, got {len(value)}. Give one for each datum.")
+        raise ValueError(f"{name}: expected {rows} rows {source}, got {len(value)}. Give one for each datum.")
 
 
 def require_float(name: str, value: Any, dtype: torch.dtype | None = None) -> None:
-    """Refuse integers, and floats of another width than the parameters' (unless autocast makes them)."""
+    """Refuse integers, and floats of another dtype than ``dtype`` (under autocast any float passes)."""
     require_tensor(name, value)
     if not value.is_floating_point():
         wanted = dtype or torch.get_default_dtype()
@@ -41,7 +43,7 @@ def require_float(name: str, value: Any, dtype: torch.dtype | None = None) -> No
 
 
 def require_event_shape(name: str, value: Tensor, event_shape: Sequence[int], whose: str) -> None:
-    """Refuse data whose rightmost dimensions are not one datum of the distribution (broadcasting would hide it)."""
+    """Refuse a tensor whose rightmost dimensions are not ``event_shape``; broadcasting would accept some of them."""
     event_shape = tuple(event_shape)
     if value.ndim < len(event_shape) or tuple(value.shape[value.ndim - len(event_shape) :]) != event_shape:
         raise ValueError(
@@ -51,18 +53,36 @@ def require_event_shape(name: str, value: Tensor, event_shape: Sequence[int], wh
 
 
 def require_positive_int(name: str, value: Any) -> int:
-    """Refuse what is not an integer (numpy's included) of at least 1."""
-    try:
-        number = None if isinstance(value, (bool, Tensor)) else operator.index(value)
-    except TypeError:
-        number = None
+    """Return ``value`` as an int; refuse what is not an integer (numpy integers are) of at least 1."""
+    number = as_int(value)
     if number is None or number < 1:
         raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}.")
     return number
 
 
+def require_positive_number(name: str, value: Any, *, finite: bool = True) -> float:
+    """Return ``value`` as a float; refuse what is not a real number (numpy numbers are) above 0."""
+    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    if not number > 0 or (finite and number == math.inf):
+        raise ValueError(f"{name}: expected a {'finite ' if finite else ''}number above 0, got {value!r}.")
+    return number
+
+
+def require_shape(name: str, value: Any) -> tuple[int, ...] | None:
+    """Return the shape of one datum as a tuple of ints; None, a vector of any length, stays None."""
+    if value is None:
+        return None
+    sizes = [as_int(size) for size in value] if isinstance(value, Sequence) and not isinstance(value, str) else []
+    if not sizes or any(size is None or size < 1 for size in sizes):
+        raise ValueError(
+            f"{name}: expected a sequence of at least one integer, each at least 1, got {value!r}. "
+            "Write (784,) for vectors of 784 elements, (1, 28, 28) for images."
+        )
+    return tuple(size for size in sizes if size is not None)
+
+
 def require_distribution(name: str, value: Any) -> None:
-    """Refuse a part that gives something else than a distribution."""
+    """Refuse what a part returned if it is not a distribution."""
     if not (hasattr(value, "log_prob") and hasattr(value, "event_shape")):
         raise TypeError(
             f"{name}: expected a module whose forward returns a distribution, got one that returns "
@@ -71,5 +91,13 @@ def require_distribution(name: str, value: Any) -> None:
 
 
 def dtype_of(module: nn.Module) -> torch.dtype | None:
-    """The dtype that a module computes in: that of its first floating-point parameter."""
+    """Return the dtype that a module computes in, that of its first floating-point parameter, or None."""
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+
+
+def as_int(value: Any) -> int | None:
+    """Return an integer (numpy integers too) as an int, and None for anything else, booleans included."""
+    try:
+        return None if isinstance(value, (bool, Tensor)) else operator.index(value)
+    except TypeError:
+        return None

@@ -1,4 +1,4 @@
-"""Floating-point precision: networks may run in half precision, densities never do."""
+"""Floating-point precision: networks may run in half precision, log-densities are computed in at least float32."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """``x``, widened where autocast made it half precision: log-densities are computed and summed in float32."""
+    """Return ``x`` as float32 where autocast made it float16 or bfloat16, and otherwise as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,4 +1,4 @@
-"""Pictures of what a VAE has learned. Each function returns a ``matplotlib`` figure for the caller to save or show."""
+"""Pictures of images and latent variables. Each function returns a ``matplotlib`` figure, to be saved or shown."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["image_grid", "latent_space", "reconstructions"]
 
 
 def image_grid(images: Tensor, image_shape: Sequence[int], *, columns: int | None = None, title: str = "") -> Figure:
-    """Grey images side by side.
+    """Draw images side by side.
 
     Args:
-        images: ``(N, *E)`` with values in [0, 1]; what lies outside is clipped.
+        images: ``(N, *E)`` with values in [0, 1]; values outside are clipped.
         image_shape: ``(H, W)`` or ``(C, H, W)`` with C = 1 or 3.
-        columns: images in a row; by default about as many as rows.
-        title: what to write above.
+        columns: number of images in a row; by default about as many as there are rows.
+        title: title of the figure.
 
     Returns:
         The figure.
@@ -42,7 +42,7 @@ def image_grid(images: Tensor, image_shape: Sequence[int], *, columns: int | Non
 def reconstructions(
     originals: Tensor, reconstructed: Tensor, image_shape: Sequence[int], *, columns: int = 10
 ) -> Figure:
-    """Originals, each with its reconstruction right below it.
+    """Draw originals, each with its reconstruction right below it.
 
     Args:
         originals: ``(N, *E)`` with values in [0, 1].
@@ -72,15 +72,17 @@ def reconstructions(
 
 
 def latent_space(locations: Tensor, labels: Tensor | None = None, *, title: str = "latent space") -> Figure:
-    """Posterior means in the plane, coloured by class; beyond two dimensions, their first two principal components.
+    """Draw posterior means in the plane, coloured by class.
+
+    With more than two dimensions their first two principal components are drawn.
 
     Args:
         locations: ``(N, D)``, posterior means.
         labels: ``(N,)``, integer classes, or ``None``.
-        title: what to write above.
+        title: title of the figure.
 
     Returns:
-        The figure; the axes of principal components name the part of the variance that they show.
+        The figure. The label of a principal component gives its share of the variance.
 
     Raises:
         ValueError: ``locations`` is not ``(N, D)`` with N >= 2, or ``labels`` of another length.
@@ -92,7 +94,7 @@ def latent_space(locations: Tensor, labels: Tensor | None = None, *, title: str 
     if locations.ndim != 2 or len(locations) < 2:
         raise ValueError(f"locations: expected shape (N, D) with N >= 2, got {tuple(locations.shape)}.")
     if not locations.isfinite().all():
-        raise ValueError("locations: expected finite values, got NaN or infinity. Has training diverged?")
+        raise ValueError("locations: expected finite values, got NaN or infinity. Check whether training diverged.")
     if labels is not None:
         require_tensor("labels", labels)
     if labels is not None and tuple(labels.shape) != (len(locations),):
@@ -124,7 +126,7 @@ def latent_space(locations: Tensor, labels: Tensor | None = None, *, title: str 
 
 
 def _tiles(images: Tensor, image_shape: Sequence[int]) -> Tensor:
-    """``(N, H, W, C)``, values in [0, 1]."""
+    """Return the images as ``(N, H, W, C)``, with values in [0, 1]."""
     require_tensor("images", images)
     shape = tuple(image_shape)
     if len(shape) == 2:
@@ -140,7 +142,7 @@ def _tiles(images: Tensor, image_shape: Sequence[int]) -> Tensor:
 
 
 def _mosaic(tiles: Tensor, rows: int, columns: int) -> Tensor:
-    """One picture of ``rows * columns`` tiles with a one-pixel margin, empty places white."""
+    """Return one picture of ``rows * columns`` tiles with a one-pixel margin, empty places white."""
     _, height, width, channels = tiles.shape
     mosaic = torch.ones(rows * (height + 1), columns * (width + 1), channels)
     for i, tile in enumerate(tiles):

@@ -1,20 +1,20 @@
-"""Amortised posteriors q(z|x): modules whose ``forward(x)`` returns a distribution over the latent variable."""
+"""Amortised posteriors q(z|x): modules whose ``forward(x, *given)`` returns a distribution over the latent variable."""
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ._checks import dtype_of, require_float
+from ._checks import dtype_of, require_float, require_positive_number
 from ._precision import at_least_float32
 
 __all__ = ["DiagonalNormalPosterior"]
 
 
 class DiagonalNormalPosterior(nn.Module):
-    r"""A normal posterior with diagonal covariance, its moments given by a network.
+    r"""A normal posterior with diagonal covariance; a network gives its means and variances.
 
     .. math:: q(z \mid x) = \mathcal{N}(z \mid \mu(x), \operatorname{diag} \sigma(x)^2), \qquad
         (\mu, v) = \mathrm{network}(x), \quad \sigma = \sigma_{\min} + e^{v / 2}
@@ -24,7 +24,7 @@ class DiagonalNormalPosterior(nn.Module):
         min_scale: :math:`\sigma_{\min} > 0`, which keeps the density finite.
 
     Returns:
-        ``forward(x)`` returns a distribution of batch shape ``*`` and event shape ``(D,)``.
+        ``forward(x, *given)`` returns a distribution of batch shape ``*`` and event shape ``(D,)``.
 
     Raises:
         ValueError: the network's output width is odd; ``min_scale`` is not positive.
@@ -43,13 +43,11 @@ class DiagonalNormalPosterior(nn.Module):
 
     def __init__(self, network: nn.Module, *, min_scale: float = 1e-4) -> None:
         super().__init__()
-        if not 0 < min_scale < math.inf:
-            raise ValueError(f"min_scale: expected a finite number above 0, got {min_scale!r}.")
         self.network = network
-        self.min_scale = min_scale
+        self.min_scale = require_positive_number("min_scale", min_scale)
 
-    def forward(self, x: Tensor) -> dist.Independent:
-        """q(z|x)."""
+    def forward(self, x: Tensor, *given: Any) -> dist.Independent:
+        """Return q(z|x); ``given`` is not used."""
         require_float("x", x, dtype_of(self.network))
         moments = at_least_float32(self.network(x))
         if moments.shape[-1] % 2:

@@ -1,6 +1,8 @@
-"""Priors p(z): modules whose ``forward()`` returns a distribution over one datum's latent variable."""
+"""Priors p(z): modules whose ``forward(*given)`` returns a distribution over one datum's latent variable."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -20,7 +22,7 @@ class StandardNormalPrior(nn.Module):
         latent_dim: :math:`D`, the dimension of one latent variable.
 
     Returns:
-        ``forward()`` returns a distribution of batch shape ``()`` and event shape ``(D,)``.
+        ``forward(*given)`` returns a distribution of batch shape ``()`` and event shape ``(D,)``.
 
     Raises:
         ValueError: ``latent_dim`` is not a positive integer.
@@ -39,11 +41,11 @@ class StandardNormalPrior(nn.Module):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        require_positive_int("latent_dim", latent_dim)
-        # Buffers, so that .to(device, dtype) moves the prior; constants, so not saved.
+        latent_dim = require_positive_int("latent_dim", latent_dim)
+        # Buffers, so that .to(device, dtype) moves them; not persistent, since they are constants.
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
-    def forward(self) -> dist.Independent:
-        """p(z)."""
+    def forward(self, *given: Any) -> dist.Independent:
+        """Return p(z); ``given`` is not used."""
         return dist.Normal(self.loc, self.scale).to_event(1)

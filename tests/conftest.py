@@ -1,21 +1,21 @@
-"""What every test starts from: an empty param store and a fixed seed; and the exactly solvable model."""
+"""Fixtures of all tests: an empty param store, a fixed seed, and the models and data of ``tests.helpers``."""
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
 
 import pyro
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import pyro_vae as pv
+from tests import helpers
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    """Tests are many small operations, which threads only slow down."""
+def _one_thread() -> Iterator[None]:
+    """Run on one thread: the tests are many small operations, which more threads slow down."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -23,97 +23,23 @@ def _one_thread():
 
 
 @pytest.fixture(autouse=True)
-def _fresh_start():
+def _fresh_start() -> Iterator[None]:
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     yield
     pyro.clear_param_store()
 
 
-class LinearGaussian(NamedTuple):
-    """A linear-Gaussian VAE at its optimum, probabilistic PCA (Tipping and Bishop 1999), and its closed forms."""
-
-    vae: pv.VAE
-    x: Tensor
-    log_likelihood: float  # mean over the data, nats
-    kl: float  # mean over the data, nats
-    log_px: Tensor  # (N,), of each datum
-    posterior_scale: Tensor  # (k,)
-
-
-def make_linear_gaussian(n: int = 500, d: int = 6, k: int = 2, dtype: torch.dtype = torch.float32) -> LinearGaussian:
-    generator = torch.Generator().manual_seed(7)
-    lengths = torch.tensor([2.0, 1.2], dtype=torch.float64)[:k]
-    basis = torch.randn(d, k, generator=generator, dtype=torch.float64) * lengths
-    latent = torch.randn(n, k, generator=generator, dtype=torch.float64)
-    x = latent @ basis.T + 0.5 * torch.randn(n, d, generator=generator, dtype=torch.float64) + 1.0
-    mean = x.mean(0)
-    covariance = (x - mean).T @ (x - mean) / n
-    eigenvalues, directions = torch.linalg.eigh(covariance)
-    eigenvalues, directions = eigenvalues.flip(0), directions.flip(1)
-    variance = eigenvalues[k:].mean()
-    weight = directions[:, :k] * (eigenvalues[:k] - variance).sqrt()
-    log_determinant = eigenvalues[:k].log().sum() + (d - k) * variance.log()
-    log_likelihood = -0.5 * (d * math.log(2 * math.pi) + log_determinant + d)
-    kl = 0.5 * (eigenvalues[:k] / variance).log().sum()
-    noise = variance * torch.eye(d, dtype=torch.float64)
-    marginal = torch.distributions.MultivariateNormal(mean, weight @ weight.T + noise)
-
-    vae = linear_vae(d, k, scale="shared").double()
-    posterior_mean = (weight / eigenvalues[:k]).T  # E[z|x] = diag(1 / l) W^T (x - mean), columns of W being orthogonal
-    posterior_variance = variance / eigenvalues[:k]
-    min_scale = vae.posterior.min_scale
-    with torch.no_grad():
-        vae.likelihood.network.weight.copy_(weight)
-        vae.likelihood.network.bias.copy_(mean)
-        vae.likelihood.raw_scale.copy_(torch.expm1(variance.sqrt() - vae.likelihood.min_scale).log())
-        vae.posterior.network.weight.zero_()
-        vae.posterior.network.weight[:k].copy_(posterior_mean)
-        vae.posterior.network.bias[:k].copy_(-posterior_mean @ mean)
-        vae.posterior.network.bias[k:].copy_(2 * (posterior_variance.sqrt() - min_scale).log())
-    return LinearGaussian(
-        vae.to(dtype),
-        x.to(dtype),
-        log_likelihood.item(),
-        kl.item(),
-        marginal.log_prob(x).to(dtype),
-        posterior_variance.sqrt().to(dtype),
-    )
-
-
-def linear_vae(d: int, k: int, scale: float | str = "shared") -> pv.VAE:
-    return pv.VAE(
-        pv.StandardNormalPrior(k),
-        pv.GaussianLikelihood(nn.Linear(k, d), scale=scale),
-        pv.DiagonalNormalPosterior(nn.Linear(d, 2 * k)),
-    )
+@pytest.fixture
+def linear_gaussian() -> helpers.LinearGaussian:
+    return helpers.linear_gaussian()
 
 
 @pytest.fixture
-def linear_gaussian() -> LinearGaussian:
-    return make_linear_gaussian()
-
-
-@pytest.fixture
-def make_vae():
-    """A small VAE over 6 binary elements, with hidden layers."""
-
-    def make(latent_dim: int = 2, name: str = "vae") -> pv.VAE:
-        return pv.VAE(
-            pv.StandardNormalPrior(latent_dim),
-            pv.BernoulliLikelihood(pv.MLP(latent_dim, 6, hidden_dims=(8,))),
-            pv.DiagonalNormalPosterior(pv.MLP(6, 2 * latent_dim, hidden_dims=(8,))),
-            name=name,
-        )
-
-    return make
+def make_vae() -> Callable[..., pv.VAE]:
+    return helpers.small_vae
 
 
 @pytest.fixture
 def binary_data() -> Tensor:
-    """Two patterns with some noise, (64, 6)."""
-    generator = torch.Generator().manual_seed(1)
-    patterns = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]).float()
-    x = patterns[torch.randint(2, (64,), generator=generator)]
-    flips = torch.rand(x.shape, generator=generator) < 0.1
-    return torch.where(flips, 1 - x, x)
+    return helpers.binary_data()

@@ -19,15 +19,17 @@ ARROWS = {
     "_checks": set(),
     "_precision": set(),
     "_version": set(),
+    "_warn": set(),
     "networks": {"_checks"},
     "data": {"_checks"},
+    "conditional": {"_checks"},
     "priors": {"networks", "_checks", "_precision"},
     "posteriors": {"networks", "_checks", "_precision"},
     "likelihoods": {"networks", "_checks", "_precision"},
     "models": {"networks", "priors", "posteriors", "likelihoods", "_checks"},
     "infer": {"_checks"},
     "evaluate": {"infer", "_checks"},
-    "train": {"infer", "data", "_checks", "_version"},
+    "train": {"infer", "_checks", "_version", "_warn"},
     "plots": {"_checks"},
 }
 
@@ -97,16 +99,23 @@ def shell_commands(text: str) -> list[str]:
 
 
 def test_readme_and_checks_run_the_same_commands():
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text().split("## Start")[1], re.DOTALL)
-    install_and_run, install_and_test = (shell_commands(block) for block in blocks[:2])
-    assert install_and_run == ["pip install .", "python examples/mnist_svi.py"]
-    steps = shell_commands((ROOT / ".ci/run").read_text())
-    position = 0
-    for command in install_and_run + install_and_test:
-        # The main job is run in its short form: the same command with flags behind it.
-        matching = [i for i, step in enumerate(steps) if step == command or step.startswith(command + " --")]
-        assert any(i >= position for i in matching), command
-        position = min(i for i in matching if i >= position)
+    start = (ROOT / "README.md").read_text(encoding="utf-8").split("## Start\n")[1].split("\n## ")[0]
+    commands = [shell_commands(block) for block in re.findall(r"```bash\n(.*?)```", start, re.DOTALL)]
+    assert commands == [
+        ["pip install . && python examples/mnist_svi.py"],
+        ['pip install -e ".[test]" && pytest -m "not slow" -n 2'],
+    ]
+    steps = shell_commands((ROOT / ".ci/run").read_text(encoding="utf-8"))
+    positions = []
+    for (command,) in commands:
+        # The main job is run in its short form, with flags behind it. A failure in the middle of `a && b` does not end
+        # a script under `set -e`; `|| exit 1` does.
+        runs = [step for step in steps if step.startswith(command)]
+        assert runs, command
+        for run in runs:
+            assert re.fullmatch(r"( --.*)? \|\| exit 1", run.removeprefix(command)), run
+        positions.append(steps.index(runs[0]))
+    assert positions == sorted(positions)
 
 
 def test_no_file_of_the_package_is_too_long():

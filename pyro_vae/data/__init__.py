@@ -1,8 +1,10 @@
-"""Data: image data sets, mini-batches in memory, binarisation."""
+"""Data: image data sets, mini-batches in memory, binarization."""
+
+from __future__ import annotations
 
 from ._torchvision import import_torchvision
 from .batches import Batches
-from .binarise import binarise, to_float
+from .binarize import binarize, to_float
 from .datasets import DATASETS, Images, default_root, load
 from .noise import uniform
 from .split import split
@@ -11,7 +13,7 @@ __all__ = [
     "DATASETS",
     "Batches",
     "Images",
-    "binarise",
+    "binarize",
     "default_root",
     "import_torchvision",
     "load",

@@ -1,10 +1,12 @@
-"""The one place where torchvision is imported, so that it also loads beside a CPU-only torch.
+"""The import of torchvision, in a way that also works with a CPU-only torch.
 
-The torchvision wheel of the package index is built for CUDA torch. Beside a CPU-only torch its compiled library does
-not load, and ``import torchvision`` stops at ``operator torchvision::nms does not exist``, although its data sets need
-no compiled operator. Only on that very failure are the named operators declared, without an implementation, and the
-import tried again. Where the normal import works nothing is declared.
+The torchvision wheel of the package index is built for CUDA torch. With a CPU-only torch its compiled library does not
+load, and ``import torchvision`` raises ``operator torchvision::nms does not exist``, although its data sets need no
+compiled operator. After that error alone the named operators are declared, without an implementation, and the import is
+tried again. Where the normal import works nothing is declared.
 """
+
+from __future__ import annotations
 
 import importlib
 import re
@@ -13,15 +15,15 @@ from types import ModuleType
 
 import torch
 
-# torchvision attaches shape rules to these two while it is imported; each has to exist by then.
+# torchvision registers shape rules for these two operators while it is imported, so that they must exist before.
 _SCHEMAS = {name: f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor" for name in ("nms", "qnms")}
-_declarations: list[torch.library.Library] = []  # a declaration lives only as long as its Library
+_declarations: list[torch.library.Library] = []  # an operator stays declared as long as its Library exists
 
 
 def import_torchvision() -> ModuleType:
-    """Import torchvision, also beside a torch that its compiled operators were not built for.
+    """Import torchvision, also with a torch that its compiled operators were not built for.
 
-    Beside such a torch ``torchvision.datasets``, ``.transforms`` and ``.utils`` work; its compiled operators (``nms``
+    With such a torch ``torchvision.datasets``, ``.transforms`` and ``.utils`` work; its compiled operators (``nms``
     and so on) raise torchvision's own error when they are called.
 
     Returns:
@@ -41,12 +43,12 @@ def import_torchvision() -> ModuleType:
             return importlib.import_module("torchvision")
         except RuntimeError as error:
             for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-                del sys.modules[name]  # half-imported, they would poison the next import
+                del sys.modules[name]  # modules left by the failed import would break the next one
             missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
             if missing is None or missing[1] not in undeclared:
-                found = f"beside torch {torch.__version__}: {error}"
+                found = f"with torch {torch.__version__}: {error}"
                 raise ImportError(
-                    f"torchvision: cannot be imported {found}. Install the two for each other."
+                    f"torchvision: cannot be imported {found}. Install versions that belong together."
                 ) from error
             library = torch.library.Library("torchvision", "FRAGMENT")
             library.define(undeclared.pop(missing[1]))

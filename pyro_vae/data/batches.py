@@ -1,5 +1,7 @@
 """Mini-batches of data held in memory or in a mapped file."""
 
+from __future__ import annotations
+
 import copy
 import mmap
 from collections.abc import Callable, Iterator
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._checks import require_positive_int, require_rows
-from .binarise import to_float
+from .binarize import to_float
 from .noise import noise_keys, stream
 
 Data = Tensor | np.ndarray
@@ -21,26 +23,26 @@ Transform = Callable[[Tensor, Tensor], Tensor]
 class Batches:
     """Mini-batches of a data set; each pass over them is a new epoch with a new order and new noise.
 
-    The data stay as they are given, uint8 pixels as a quarter of the memory of floats, and on the device they are on.
-    Each batch is gathered and transformed on the fly. A ``np.memmap`` is never read as a whole and its pages are given
-    back after each batch, so that beyond 8 bytes per datum for the order memory does not grow with the file.
+    The data keep their dtype (uint8 pixels take a quarter of the memory of floats) and their device. Each batch is
+    gathered and transformed when it is asked for. A ``np.memmap`` is never read as a whole, and its pages are released
+    after each batch, so that beyond 8 bytes per datum for the order memory does not grow with the file.
 
-    What batch ``i`` of epoch ``e`` holds is a pure function of ``(seed, e, i)``: training can stop and go on at any
+    The content of batch ``i`` of epoch ``e`` is a pure function of ``(seed, e, i)``: training can stop and go on at any
     batch. The noise of a datum is a pure function of ``(seed, e, n)``, with ``n`` the row of the datum.
 
     Args:
         x: Data, (N, *E), a tensor or a numpy array.
-        *others: Labels or whatever else belongs to each datum, N rows each; handed on untouched.
+        *others: Labels or other values of each datum, N rows each; returned as they are, without the transform.
         batch_size: Number of data in a batch, B.
         shuffle: Whether each epoch has its own random order; otherwise the order is that of ``x``.
         drop_last: Whether to leave out a last batch of fewer than B data.
         seed: Seed of the orders and of the noise, an integer in [0, 2^63).
-        transform: Function of a batch of data (B, *E) and its noise keys (B,) that returns what is trained on, for
-            instance :func:`~pyro_vae.data.binarise`. Default: uint8 becomes float32 in [0, 1], other dtypes stay.
-        device: Device that a batch is moved to before its transform. Default: where the data are.
+        transform: Function of a batch of data (B, *E) and its noise keys (B,) that returns the batch to train on, for
+            instance :func:`~pyro_vae.data.binarize`. Default: uint8 becomes float32 in [0, 1], other dtypes stay.
+        device: Device that a batch is moved to before its transform. Default: the device of the data.
 
     Attributes:
-        epoch: The number of the epoch that the next pass is. Settable.
+        epoch: The number of the epoch that the next pass will be. It can be set.
         num_data: Number of data in the whole set, N.
 
     Raises:
@@ -51,10 +53,10 @@ class Batches:
 
     Example:
         >>> import torch
-        >>> from pyro_vae.data import Batches, binarise
+        >>> from pyro_vae.data import Batches, binarize
         >>> images = torch.randint(0, 256, (1000, 784), dtype=torch.uint8)
         >>> labels = torch.randint(0, 10, (1000,))
-        >>> train = Batches(images, labels, batch_size=128, shuffle=True, transform=binarise)
+        >>> train = Batches(images, labels, batch_size=128, shuffle=True, transform=binarize)
         >>> for x, y in train:
         ...     pass
         >>> train, x.shape, x.dtype, y.shape, train.epoch
@@ -85,7 +87,7 @@ torch.float32, torch.Size([104]), 1)
             )
         if not callable(transform):
             raise TypeError(f"transform: expected a function of (x, keys), got {type(transform).__name__}.")
-        stream(seed)  # refuses a bad seed now rather than in the first epoch
+        stream(seed)  # raises now, not in the first epoch, if the seed is no valid one
         self.num_data = len(x)
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -102,7 +104,7 @@ torch.float32, torch.Size([104]), 1)
         return self.num_data // self.batch_size if self.drop_last else -(-self.num_data // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Pass over epoch ``self.epoch`` and count it."""
+        """Pass over epoch ``self.epoch`` and raise ``self.epoch`` by 1."""
         self.epoch += 1
         return self.iterate(self.epoch - 1)
 
@@ -130,8 +132,8 @@ torch.float32, torch.Size([104]), 1)
             raise ValueError(f"start: expected the number of a batch, 0 to {len(self)}, got {start}.")
         return self._pass(stream(self.seed, epoch), start)
 
-    def shard(self, rank: int, world_size: int) -> "Batches":
-        """The share of one process in every batch, for data-parallel training.
+    def shard(self, rank: int, world_size: int) -> Batches:
+        """Return the share of one process in every batch, for data-parallel training.
 
         All shards have the same number of batches, and their batches joined by rank are those of ``self``, noise
         included. Sizes differ by at most one. A last batch with fewer data than processes leaves some of them an empty
@@ -176,7 +178,7 @@ torch.float32, torch.Size([104]), 1)
         else:
             order = torch.arange(self.num_data)
         if isinstance(self._data[0], Tensor):
-            order = order.to(self._data[0].device)  # once an epoch: a copy each batch would hold up a GPU
+            order = order.to(self._data[0].device)  # one copy an epoch: one a batch would make a GPU wait
         for batch in range(first, len(self)):
             rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             low, high = (len(rows) * r // self._world_size for r in (self._rank, self._rank + 1))
@@ -196,10 +198,10 @@ def _gather(data: Data, rows: Tensor, device: torch.device | str | None) -> Tens
 
 
 def _release_pages(data: np.ndarray) -> None:
-    """Give the pages of a mapped file back, so that resident memory does not grow with the part that was read.
+    """Release the pages of a mapped file, so that resident memory does not grow with the part that was read.
 
-    Nothing is lost: the file, or the system's cache of it, still holds them. Not so for a copy-on-write map (mode "c"),
-    whose changes live in those pages alone.
+    The file, or the system's cache of it, still holds them. A copy-on-write map (mode "c") is left alone: its changes
+    exist in those pages only.
     """
     if isinstance(data, np.memmap) and data.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
         base: Any = data

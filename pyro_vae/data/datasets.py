@@ -1,4 +1,6 @@
-"""Images to learn from: MNIST and its two siblings, and small digits that need no network."""
+"""Image data sets: MNIST, FashionMNIST, KMNIST, and the small digits of scikit-learn."""
+
+from __future__ import annotations
 
 import hashlib
 import os
@@ -18,19 +20,19 @@ DATASETS = ("mnist", "fashion-mnist", "kmnist", "digits")
 
 # Name of the class in torchvision.datasets, which is also the name of its folder.
 _CLASS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
-# Number of dimensions of each file; unpacked MNIST files have well-known checksums, the other two are checked as packed
-# files by torchvision's download.
+# Number of dimensions of each file, and its MD5 for MNIST. torchvision checks the files of the other two sets when it
+# downloads them.
 _FILES = {
     "train-images-idx3-ubyte": (3, "6bbc9ace898e44ae57da46a324031adb"),
     "train-labels-idx1-ubyte": (1, "a25bea736e30d166cdddb491f175f624"),
     "t10k-images-idx3-ubyte": (3, "2646ac647ad5339dbf082846283269ea"),
     "t10k-labels-idx1-ubyte": (1, "27ae3e4e09519cfbb04c329615203637"),
 }
-_NETWORK_TIMEOUT = 30.0  # seconds without an answer, after which a download gives up
+_NETWORK_TIMEOUT = 30.0  # seconds without an answer after which a download fails
 
 
 class Images(NamedTuple):
-    """Grey images with labels, in a train and a test part.
+    """Grey images with labels, divided into training and test data.
 
     Attributes:
         name: Name of the data set, one of ``DATASETS``.
@@ -54,7 +56,7 @@ class Images(NamedTuple):
 
 
 def default_root() -> Path:
-    """The folder that data sets are kept in where none is named: ``pyro_vae`` in the user's cache folder.
+    """Return the folder of the data sets if none is given: ``pyro_vae`` in the user's cache folder.
 
     Returns:
         ``$XDG_CACHE_HOME/pyro_vae``, or ``~/.cache/pyro_vae``.
@@ -79,7 +81,7 @@ def load(name: str, root: str | os.PathLike[str] | None = None, *, download: boo
 
     Args:
         name: One of ``"mnist"``, ``"fashion-mnist"``, ``"kmnist"`` and ``"digits"``.
-        root: Folder that holds the data sets. Default: :func:`default_root`.
+        root: Folder of the data sets. Default: :func:`default_root`.
         download: Whether to fetch missing files from the network into ``root``.
 
     Returns:
@@ -147,14 +149,14 @@ def _read(name: str, path: Path) -> Tensor:
         if found != published:
             raise ValueError(
                 f"{path}: is not the published file of MNIST: expected MD5 {published}, got {found}. "
-                "It is damaged, or another file. Delete it and fetch it again (download=True)."
+                "It is damaged, or it is another file. Delete it and fetch it again (download=True)."
             )
     return values
 
 
 def _download(name: str, root: Path) -> None:
     dataset = getattr(import_torchvision().datasets, _CLASS[name])
-    before = socket.getdefaulttimeout()  # torchvision sets none: behind a silent firewall it would wait for ever
+    before = socket.getdefaulttimeout()  # torchvision sets no limit and could wait for ever
     try:
         socket.setdefaulttimeout(_NETWORK_TIMEOUT)
         dataset(root, train=True, download=True)
@@ -168,7 +170,7 @@ def _download(name: str, root: Path) -> None:
 
 
 def _load_digits() -> Images:
-    from sklearn.datasets import load_digits  # a second to import, and only needed here
+    from sklearn.datasets import load_digits  # imported here, because it takes a second
 
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(np.round(pixels * 255 / 16).astype(np.uint8))  # grey levels 0..16

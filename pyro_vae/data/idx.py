@@ -1,4 +1,6 @@
-"""The file format of MNIST: a header of big-endian integers, then bytes."""
+"""The IDX file format of MNIST: a header of big-endian integers, then bytes."""
+
+from __future__ import annotations
 
 from pathlib import Path
 
@@ -8,14 +10,14 @@ from torch import Tensor
 
 
 def read_idx(path: Path, ndim: int) -> Tensor:
-    """Read an IDX file of unsigned bytes, and refuse it unless it is whole.
+    """Read an IDX file of unsigned bytes; refuse one that is not complete.
 
     Args:
         path: Path of the unpacked file.
         ndim: Number of dimensions it should have: 3 for images, 1 for labels.
 
     Returns:
-        The bytes in the shape that the header states, uint8.
+        The bytes as uint8, in the shape given by the header.
 
     Raises:
         OSError: If the file cannot be read.
@@ -35,11 +37,11 @@ def read_idx(path: Path, ndim: int) -> Tensor:
         content = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         reason = error.strerror or error
-        raise type(error)(f"{path}: cannot be read ({reason}). Check the file and its rights.") from error
+        raise type(error)(f"{path}: cannot be read ({reason}). Check the file and its permissions.") from error
     size = 4 + 4 * ndim  # two zeros, the type (8: unsigned byte), the number of dimensions; then each dimension
     magic = bytes([0, 0, 8, ndim])
     if content[:2].tobytes() == b"\x1f\x8b":
-        raise ValueError(f"{path}: is still packed. Unpack it with gunzip (after renaming it to end in .gz).")
+        raise ValueError(f"{path}: is compressed by gzip. Rename it to end in .gz and unpack it with gunzip.")
     if content[:4].tobytes() != magic[: len(content)]:
         raise ValueError(
             f"{path}: is not an IDX file of bytes with {ndim} dimension(s): expected it to start with {magic.hex()}, "
@@ -50,9 +52,9 @@ def read_idx(path: Path, ndim: int) -> Tensor:
             f"{path}: is truncated: expected a header of {size} bytes, got {len(content)} in all. Fetch it again."
         )
     shape = [int(n) for n in content[4:size].view(">u4")]
-    expected = size + int(np.prod(shape, dtype=object))  # exact even where a damaged header states absurd sizes
+    expected = size + int(np.prod(shape, dtype=object))  # Python integers: a damaged header cannot overflow
     if len(content) != expected:
-        what = "is truncated" if len(content) < expected else "has bytes too many"
+        what = "is truncated" if len(content) < expected else "is too long"
         raise ValueError(
             f"{path}: {what}: expected {expected} bytes for the shape {tuple(shape)} in its header, "
             f"got {len(content)}. Fetch it again."

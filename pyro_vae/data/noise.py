@@ -1,17 +1,19 @@
-r"""Random numbers that belong to a datum: a pure function of (seed, epoch, index of the datum).
+r"""Random numbers of a datum, as a pure function of (seed, epoch, index of the datum).
 
-A generator that is drawn from batch after batch ties the noise of a datum to all that was drawn before it. Here word
-``j`` of datum ``i`` is read directly at its place in a SplitMix64 stream, so that the noise is the same whatever the
-batch size, the order, the first batch, the number of processes and the device.
+With one generator for all batches the noise of a datum would depend on everything that was drawn before. Here word
+``j`` of datum ``i`` is computed from its position in a SplitMix64 stream, so that the noise is the same for every batch
+size, order, first batch, number of processes and device.
 
 .. math:: w_{ij} = \operatorname{mix}(k_i + (j + 1)\,\gamma), \qquad k_i = k + 2^{32}\, i\, \gamma \pmod{2^{64}}
 
-with :math:`\gamma` the golden-ratio increment, :math:`\operatorname{mix}` the finaliser of SplitMix64 and
-:math:`k` the start of the stream of a (seed, epoch). Data of one epoch never share a word.
+with :math:`\gamma` the golden-ratio increment, :math:`\operatorname{mix}` the finalizer of SplitMix64 and
+:math:`k` the start of the stream of a (seed, epoch). Two data of one epoch never use the same word.
 
 Source:
     G. L. Steele, D. Lea and C. H. Flood (2014), Fast splittable pseudorandom number generators, OOPSLA, section 5.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -19,9 +21,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._checks import as_int
+
 
 def _signed(word: int) -> int:
-    """The int64 with these 64 bits: torch multiplies int64 modulo 2^64, as the stream wants it."""
+    """Return the int64 with these 64 bits; torch multiplies int64 modulo 2^64, as SplitMix64 does."""
     return (word + 2**63) % 2**64 - 2**63
 
 
@@ -29,14 +33,14 @@ _GAMMA = 0x9E3779B97F4A7C15
 
 
 def _mix(z: Tensor) -> Tensor:
-    """The finaliser of SplitMix64, in place. The masks make torch's signed right shift a logical one."""
+    """Apply the finalizer of SplitMix64 in place. The masks make torch's signed right shift a logical one."""
     z.bitwise_xor_((z >> 30).bitwise_and_(2**34 - 1)).mul_(_signed(0xBF58476D1CE4E5B9))
     z.bitwise_xor_((z >> 27).bitwise_and_(2**37 - 1)).mul_(_signed(0x94D049BB133111EB))
     return z.bitwise_xor_((z >> 31).bitwise_and_(2**33 - 1))
 
 
 def stream(seed: int, *path: int) -> int:
-    """The start of a stream, a 64-bit integer that is a pure function of a seed and, say, an epoch.
+    """Return the start of a stream, a 64-bit integer that is a pure function of a seed and, for instance, an epoch.
 
     Args:
         seed: Any integer in [0, 2^63).
@@ -55,16 +59,17 @@ def stream(seed: int, *path: int) -> int:
     """
     start = torch.zeros((), dtype=torch.int64)
     for part in (seed, *path):
-        if not isinstance(part, int) or isinstance(part, bool):
+        number = as_int(part)
+        if number is None:
             raise TypeError(f"seed: expected an integer, got {type(part).__name__}. Pass a number such as seed=0.")
-        if not 0 <= part < 2**63:
-            raise ValueError(f"seed: expected an integer in [0, 2**63), got {part}.")
-        start = _mix(start + part + _signed(_GAMMA))
+        if not 0 <= number < 2**63:
+            raise ValueError(f"seed: expected an integer in [0, 2**63), got {number}.")
+        start = _mix(start + number + _signed(_GAMMA))
     return int(start)
 
 
 def noise_keys(start: int, index: Tensor) -> Tensor:
-    """One key per datum, the place in the stream where its own words begin.
+    """Return one key per datum, the position in the stream where its words begin.
 
     Args:
         start: The start of the stream, from :func:`stream`.
@@ -81,7 +86,7 @@ def noise_keys(start: int, index: Tensor) -> Tensor:
 
 
 def bits(keys: Tensor, n: int) -> Tensor:
-    """Random words of 64 bits.
+    """Return random words of 64 bits.
 
     Args:
         keys: One key per datum, (B,) int64.
@@ -99,7 +104,9 @@ def bits(keys: Tensor, n: int) -> Tensor:
 
 
 def uniform(keys: Tensor, shape: Sequence[int]) -> Tensor:
-    """Uniform noise in [0, 1) for a batch of data, for instance in a ``transform`` of :class:`~pyro_vae.data.Batches`.
+    """Return uniform noise in [0, 1) for a batch of data.
+
+    For instance in a ``transform`` of :class:`~pyro_vae.data.Batches`.
 
     Args:
         keys: One key per datum, (B,) int64, as ``Batches`` hands them to its transform.
@@ -109,13 +116,13 @@ def uniform(keys: Tensor, shape: Sequence[int]) -> Tensor:
         Noise, (B, *E) float32, multiples of 2^-24.
 
     Example:
-        Dequantisation, a transform that fills the gaps between the 256 grey levels with fresh noise each epoch:
+        Dequantization, a transform that adds noise between the 256 grey levels, new in each epoch:
 
         >>> import torch
         >>> from pyro_vae.data import Batches, uniform
         >>> images = torch.randint(0, 256, (100, 784), dtype=torch.uint8)
-        >>> dequantise = lambda x, keys: (x + uniform(keys, x.shape[1:])) / 256
-        >>> next(iter(Batches(images, batch_size=10, transform=dequantise))).shape
+        >>> dequantize = lambda x, keys: (x + uniform(keys, x.shape[1:])) / 256
+        >>> next(iter(Batches(images, batch_size=10, transform=dequantize))).shape
         torch.Size([10, 784])
     """
     n = math.prod(shape)

@@ -1,4 +1,6 @@
-"""Train and validation parts of one data set."""
+"""Random division of a data set, for instance into training and validation data."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import overload
@@ -21,7 +23,7 @@ def split(x: Tensor, *others: Tensor, sizes: Sequence[int], seed: int = 0) -> li
 
     Args:
         x: Data, (N, *E).
-        *others: Labels or whatever else belongs to each datum, N rows each; they are split alike.
+        *others: Labels or other values of each datum, N rows each, split in the same way.
         sizes: Numbers of data of the parts; they add up to N.
         seed: Seed of the random order.
 

@@ -1,8 +1,17 @@
 """How a story is fitted: objectives, compiled SVI, optimizers, importance weights, several processes."""
 
-from .compiled import CaptureError, CompiledSVI
+from .compiled import CaptureError, CaptureWarning, CompiledSVI
 from .importance import trace_log_weights
 from .objectives import TraceIWAE_ELBO, TraceSTL_ELBO
 from .optim import Adam, FusedOptim
 
-__all__ = ["Adam", "CaptureError", "CompiledSVI", "FusedOptim", "TraceIWAE_ELBO", "TraceSTL_ELBO", "trace_log_weights"]
+__all__ = [
+    "Adam",
+    "CaptureError",
+    "CaptureWarning",
+    "CompiledSVI",
+    "FusedOptim",
+    "TraceIWAE_ELBO",
+    "TraceSTL_ELBO",
+    "trace_log_weights",
+]

@@ -1,57 +1,125 @@
-"""Arguments as a flat list of tensors and a hashable key of all the rest."""
+"""The arguments of a call as a flat list of tensors and a hashable key of all the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import argparse
+import copy
+import dataclasses
+import enum
+import hashlib
+import types
+from collections.abc import Hashable, Iterator
 from typing import Any
 
-from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor, nn
 
-_LEAF = "tensor"
+__all__ = ["digest", "flatten", "with_tensors"]
+
+_PLAIN = (bool, int, complex, str, bytes, type(None), range, torch.dtype, torch.device, torch.layout, enum.Enum)
+# Compared by identity; what they read is watched.
+_CODE = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, nn.Module)
 
 
 def flatten(value: Any, tensors: list[Tensor], where: str = "args") -> Hashable:
-    """Appends the tensors in ``value`` to ``tensors`` and returns what identifies the rest.
+    """Append the tensors in ``value`` to ``tensors`` and return what identifies the rest.
 
-    Tensors are told apart by shape, strides, dtype and device alone; Python values by type and value.
+    Tensors are told apart by shape, strides, dtype, device and whether they require a gradient, not by their values;
+    Python values by type and value.
 
     Args:
-        value: tensors, hashable Python values, and tuples, lists and dictionaries of them.
-        tensors: the list that grows.
+        value: tensors, plain Python values, numpy scalars, functions and modules, and tuples, lists, dictionaries,
+            namespaces and dataclasses of them.
+        tensors: the list that grows, in the order of the walk.
         where: what to call ``value`` in an error.
 
     Raises:
-        TypeError: for a value that can be neither an input nor part of a key, such as a numpy array.
+        TypeError: a value that can be neither an input of a graph nor part of a key, a numpy array or an iterator for
+            instance.
     """
     if isinstance(value, Tensor):
+        if value.layout is not torch.strided:
+            raise TypeError(f"{where}: a tensor of layout {value.layout} cannot be an input of a graph.")
+        if isinstance(value, nn.Parameter):  # closed over rather than an input, so that it gets its gradient
+            return _Same(value)
         tensors.append(value)
-        return (_LEAF, value.shape, value.stride(), value.dtype, value.device, value.requires_grad)
-    if isinstance(value, tuple | list):
-        return (type(value), *(flatten(v, tensors, f"{where}[{i}]") for i, v in enumerate(value)))
+        return (type(value), value.shape, value.stride(), value.dtype, value.device, value.requires_grad)
+    if isinstance(value, (tuple, list)):
+        return (type(value), *(flatten(part, tensors, f"{where}[{i}]") for i, part in enumerate(value)))
     if isinstance(value, dict):
-        return (dict, *((k, flatten(v, tensors, f"{where}[{k!r}]")) for k, v in value.items()))
-    try:
-        hash(value)
-    except TypeError:
-        raise TypeError(
-            f"{where}: a {type(value).__name__} can be neither an input of a captured step nor part of its key. Pass a "
-            "tensor (torch.as_tensor(...)), a hashable value, or a tuple, list or dict of them; or use compile=False."
-        ) from None
-    return (type(value), value)
+        return (type(value), *((k, flatten(part, tensors, f"{where}[{k!r}]")) for k, part in value.items()))
+    if isinstance(value, float):
+        return (type(value), value if value == value and value else repr(value))  # NaN, and 0.0 apart from -0.0
+    if isinstance(value, _PLAIN) or (isinstance(value, _CODE) and type(value).__hash__ is not None):
+        return (type(value), value)
+    if isinstance(value, np.generic):
+        return (type(value), flatten(value.item(), tensors, where))
+    if _has_fields(value):
+        return (type(value), *((k, flatten(part, tensors, f"{where}.{k}")) for k, part in vars(value).items()))
+    raise TypeError(
+        f"{where}: a {type(value).__name__} can be neither an input of a graph nor part of its key. Pass a tensor "
+        "(torch.as_tensor(...)), a plain value, or a tuple, list, dict or dataclass of them."
+    )
+
+
+class _Same:
+    """A parameter as part of a key: itself, and no other of its shape."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter = parameter
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.parameter is other.parameter
+
+    def __hash__(self) -> int:
+        return id(self.parameter)
+
+    def __repr__(self) -> str:
+        return f"Parameter{tuple(self.parameter.shape)}{self.parameter.dtype}"
 
 
 def with_tensors(value: Any, tensors: list[Tensor]) -> Any:
-    """``value`` with its tensors replaced by ``tensors``, which :func:`flatten` found in that order."""
-    return _rebuild(value, iter(tensors))
+    """Return a copy of ``value`` with ``tensors`` in place of its own, in the order in which ``flatten`` found them."""
+    return _rebuilt(value, iter(tensors))
 
 
-def _rebuild(value: Any, tensors: Any) -> Any:
+def digest(key: Hashable) -> str:
+    """Return a name for a key that is the same in every process."""
+    return hashlib.sha256(_described(key).encode()).hexdigest()[:16]
+
+
+def _rebuilt(value: Any, tensors: Iterator[Tensor]) -> Any:
     if isinstance(value, Tensor):
-        return next(tensors)
+        return value if isinstance(value, nn.Parameter) else next(tensors)
     if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple
-        return type(value)(*(_rebuild(v, tensors) for v in value))
-    if isinstance(value, tuple | list):
-        return type(value)(_rebuild(v, tensors) for v in value)
+        return type(value)(*(_rebuilt(part, tensors) for part in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(_rebuilt(part, tensors) for part in value)
     if isinstance(value, dict):
-        return {k: _rebuild(v, tensors) for k, v in value.items()}
+        rebuilt = copy.copy(value)  # keeps a defaultdict's function
+        for key, part in value.items():
+            rebuilt[key] = _rebuilt(part, tensors)
+        return rebuilt
+    if _has_fields(value):
+        rebuilt = copy.copy(value)
+        for key, part in vars(value).items():
+            object.__setattr__(rebuilt, key, _rebuilt(part, tensors))
+        return rebuilt
     return value
+
+
+def _has_fields(value: Any) -> bool:
+    """Whether this object is its attributes and nothing else."""
+    if isinstance(value, (types.SimpleNamespace, argparse.Namespace)):
+        return True
+    return dataclasses.is_dataclass(value) and not isinstance(value, type) and hasattr(value, "__dict__")
+
+
+def _described(key: Any) -> str:
+    if isinstance(key, tuple):
+        return f"({','.join(map(_described, key))})"
+    if isinstance(key, _CODE):
+        named = key if hasattr(key, "__qualname__") else type(key)
+        return f"{getattr(named, '__module__', '')}.{named.__qualname__}"
+    return repr(key)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.util import site_is_subsample
+from pyro.infer.autoguide import AutoGuide
+from pyro.ops import packed
+from pyro.ops.contract import contract_to_tensor
+from pyro.ops.rings import LogRing
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-PARTICLES = "num_particles_vectorized"  # the name Pyro's own objectives give this plate
+from . import factorization
+from .factorization import PARTICLES, DataPlate, Site
+
+__all__ = ["trace_log_weights"]
 
 
 def trace_log_weights(
@@ -21,14 +29,21 @@ def trace_log_weights(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     num_particles: int = 1,
+    *,
+    plate: str | None = "data",
 ) -> Tensor:
     r"""Log importance weights of every particle and datum, in nats; differentiable.
 
     .. math:: \log w_{kb} = \log p(x_b, z_{kb}) - \log q(z_{kb} \mid x_b), \qquad z_{kb} \sim q(z \mid x_b)
 
-    where :math:`k` counts the particles and :math:`b` the data of the plate at ``dim=-1``. The particles are a plate at
-    ``dim=-2`` around both functions. Densities are unscaled: neither ``poutine.scale`` (a :math:`\beta`) nor the N/B of
-    a subsampled plate changes a weight; ``poutine.mask`` does.
+    where :math:`k` counts the particles and :math:`b` the data. The particles are a plate left of all others around
+    both functions. Further plates (time, pixels, views) are summed into their datum. A discrete latent variable that
+    the model marks with ``infer={"enumerate": "parallel"}`` and the guide leaves out is summed out exactly, so that its
+    value belongs to :math:`x_b`'s likelihood. Densities are unscaled: neither ``poutine.scale`` (a :math:`\beta`) nor
+    the N/B of a subsampled plate changes a weight; ``poutine.mask`` does.
+
+    What is observed outside the plate of the data, a conditioned global variable for instance, is given: the weights
+    are those of :math:`x_b` given its value, and its own log-density is left out.
 
     Args:
         model: callable with Pyro primitives, :math:`p(x, z)`.
@@ -36,14 +51,17 @@ def trace_log_weights(
         args: positional arguments of both functions.
         kwargs: keyword arguments of both functions.
         num_particles: K, how many times each latent variable is drawn.
+        plate: name of the plate of the data. Where there is one plate alone, it is taken, whatever its name. None: the
+            arguments are one datum, and all plates belong to it.
 
     Returns:
-        ``(K, B)``; ``(K, 1)`` if no site sits in a plate (the data set as a whole is then the one datum).
+        ``(K, B)``; ``(K, 1)`` if no site sits in a plate, or ``plate`` is None.
 
     Raises:
-        ValueError: if the weights are not per datum: a global latent variable or factor beside a data plate, a plate at
-            another dimension than -1, two data plates of different sizes, a latent variable of the model that the
-            guide does not sample (enumerated ones included).
+        ValueError: if the weights are not per datum: a global latent variable, or a global factor that depends on a
+            latent variable; several plates, none of them called ``plate``; a subsampled plate within a datum; a latent
+            variable of the model that the guide does not sample and the model does not enumerate; a guide's point mass
+            on a continuous latent variable, which has no density.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -61,9 +79,18 @@ def trace_log_weights(
         True
 
     Source:
-        Y. Burda, R. Grosse, R. Salakhutdinov (2016), Importance Weighted Autoencoders, equation 7.
+        Y. Burda, R. Grosse, R. Salakhutdinov (2016), Importance Weighted Autoencoders, equation 7; for the enumeration
+        F. Obermeyer et al. (2019), Tensor Variable Elimination for Plated Factor Graphs.
     """
-    return weigh(model, guide, args, kwargs, num_particles)[0]
+    return weigh(model, guide, args, kwargs, num_particles, plate=plate).log_weights
+
+
+class Weights(NamedTuple):
+    """What :func:`weigh` returns."""
+
+    log_weights: Tensor  # (K, B)
+    scale: float  # N/B of the plate of the data
+    nesting: int  # dimensions of the plates
 
 
 def weigh(
@@ -73,125 +100,142 @@ def weigh(
     kwargs: Mapping[str, Any] | None = None,
     num_particles: int = 1,
     *,
+    plate: str | None = "data",
     tempered: bool = False,
-    reparameterised: bool = False,
-) -> tuple[Tensor, float]:
-    """The log-weights ``(K, B)`` and the data plate's scale N/B.
+    reparameterized: bool = False,
+    nesting: int | None = None,
+) -> Weights:
+    """The log-weights ``(K, B)`` and what an objective needs beside them.
 
     Args:
-        model: as in :func:`trace_log_weights`, and so the next four.
+        model: as in :func:`trace_log_weights`, and so the next five.
         guide: see ``model``.
         args: see ``model``.
         kwargs: see ``model``.
         num_particles: see ``model``.
+        plate: see ``model``.
         tempered: keep what ``poutine.scale`` multiplies (a beta that warms up); the plate's N/B stays out all the same.
-        reparameterised: refuse latent variables that pass no gradient to the guide.
+        reparameterized: refuse latent variables that pass no gradient to the guide.
+        nesting: that of an earlier call with the same model and guide, which need not be checked again then.
     """
     if num_particles < 1:
         raise ValueError(f"num_particles: expected an integer >= 1, got {num_particles}.")
     kwargs = {} if kwargs is None else kwargs
-    guide_trace = poutine.trace(_over_particles(guide, num_particles)).get_trace(*args, **kwargs)
-    replayed = poutine.replay(_over_particles(model, num_particles), trace=guide_trace)
-    model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-
-    model_sites = {name: site for name, site in model_trace.nodes.items() if _has_density(site)}
-    guide_sites = {name: site for name, site in guide_trace.nodes.items() if _has_density(site)}
-    _check_match(model_sites, guide_sites)
-    sites = [*model_sites.values(), *guide_sites.values()]
-    width, plate_scale = _data_plate(sites)
-    if reparameterised:
-        _check_reparameterised(guide_sites)
+    model_trace, guide_trace, found = _traces(model, guide, args, kwargs, num_particles, nesting)
+    model_sites = factorization.sites_with_density(model_trace)
+    guide_sites = factorization.sites_with_density(guide_trace)
+    factorization.check_match(model_sites, guide_sites)
+    data = factorization.find_data_plate([*model_sites.values(), *guide_sites.values()], plate)
+    factorization.check_latents(model_sites, guide_sites, data)
+    if reparameterized:
+        factorization.check_reparameterized(guide_sites)
+    if nesting is None and get_proxy_mode() is None:  # a call that is captured is no first call
+        factorization.check_once(model, guide, args, kwargs, model_sites, guide_sites, data)
 
     model_trace.compute_log_prob()
     guide_trace.compute_log_prob()
+    of_the_data = factorization.of_the_data(model_sites, data)
+    for site in (*of_the_data.values(), *guide_sites.values()):
+        factorization.check_shape(site, found + 1)
 
-    def total(trace_sites: dict[str, Any]) -> Tensor | float:
-        return sum(_log_density(site, plate_scale, tempered) for site in trace_sites.values())
-
-    log_weights = torch.as_tensor(total(model_sites) - total(guide_sites))
-    return log_weights.expand(num_particles, width), plate_scale
-
-
-def _over_particles(fn: Callable[..., Any], num_particles: int) -> Callable[..., Any]:
-    return pyro.plate(PARTICLES, num_particles, dim=-2)(fn)
-
-
-def _has_density(site: Any) -> bool:
-    if site["type"] != "sample" or site_is_subsample(site):
-        return False
-    return not site["infer"].get("_deterministic", False)
-
-
-def _log_density(site: Any, plate_scale: float, tempered: bool) -> Tensor:
-    scale = 1.0
-    if tempered and not (isinstance(site["scale"], float) and site["scale"] == plate_scale):
-        scale = site["scale"] / plate_scale
-    return scale_and_mask(site["unscaled_log_prob"], scale, site["mask"])
+    terms = [-_log_density(site, data, tempered) for site in guide_sites.values()]
+    # What is summed out, and all that depends on it, is one term.
+    summed, others = _split(of_the_data, found)
+    terms += [_log_density(site, data, tempered) for site in others.values()]
+    if summed:
+        terms.append(_sum_out(model_trace, summed, data, tempered))
+    shape = [1] * (found + 1)
+    shape[0] = num_particles
+    if data is not None:
+        shape[data.dim] = data.size
+    log_weights = torch.as_tensor(sum(terms)).expand(shape).reshape(num_particles, -1)
+    return Weights(log_weights, 1.0 if data is None else data.scale, found)
 
 
-def _check_match(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
-    """Every latent variable is drawn by the guide, once, and is scored by the model."""
-    for name, site in (*model_sites.items(), *guide_sites.items()):
-        if not site["is_observed"] and site["infer"].get("enumerate"):
-            raise ValueError(
-                f"site {name!r} is marked for enumeration, and importance weights need a draw of every latent "
-                "variable. Train with pyro.infer.TraceEnum_ELBO, or sample the site in the guide without the mark."
-            )
-    for name, site in model_sites.items():
-        if not site["is_observed"] and name not in guide_sites:
-            raise ValueError(f"latent site {name!r} is in the model but not in the guide. Sample it in the guide.")
-    for name, site in guide_sites.items():
-        auxiliary = site["is_observed"] or site["infer"].get("is_auxiliary", False)
-        if name not in model_sites and not auxiliary:
-            raise ValueError(
-                f"site {name!r} is in the guide but not in the model. Sample it in the model, "
-                "or mark it with infer={'is_auxiliary': True}."
-            )
+def _traces(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    num_particles: int,
+    nesting: int | None,
+) -> tuple[Any, Any, int]:
+    """Traces with the particles in a plate left of all others, and the number of the others' dimensions."""
+    if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
+        guide(*args, **kwargs)  # its parameters have the shapes of one particle
+
+    def run(nesting: int) -> tuple[Any, Any, int]:
+        particles = pyro.plate(PARTICLES, num_particles, dim=-1 - nesting)
+        guide_trace = poutine.trace(particles(guide)).get_trace(*args, **kwargs)
+        enumerated = poutine.enum(particles(model), first_available_dim=-2 - nesting)
+        model_trace = poutine.trace(poutine.replay(enumerated, trace=guide_trace)).get_trace(*args, **kwargs)
+        return model_trace, guide_trace, factorization.nesting_of([model_trace, guide_trace])
+
+    first = nesting or 1  # most stories have one plate
+    try:
+        model_trace, guide_trace, found = run(first)
+        if found <= first:
+            return model_trace, guide_trace, first
+    except ValueError as error:
+        if "collide at dim" not in str(error):  # of the particles with another plate
+            raise
+    with torch.no_grad():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    deepest = factorization.nesting_of([model_trace, guide_trace])
+    return *run(deepest)[:2], deepest
 
 
-def _data_plate(sites: list[Any]) -> tuple[int, float]:
-    """Size B of the data plate and its scale N/B; ``(1, 1.0)`` where no site sits in one."""
-    plates = {}
-    outside = []
-    for site in sites:
-        frames = [frame for frame in site["cond_indep_stack"] if frame.name != PARTICLES]
-        for frame in frames:
-            subsampled = not frame.vectorized and frame.full_size not in (None, frame.size)
-            if subsampled or (frame.vectorized and frame.dim != -1):
-                raise ValueError(
-                    f"site {site['name']!r} sits in plate {frame.name!r} at dim={frame.dim}: expected the data plate "
-                    "at dim=-1 alone (the particles take dim=-2). Make further dimensions part of the event: "
-                    ".to_event(...)."
-                )
-        data = [frame for frame in frames if frame.vectorized]
-        plates.update({frame.name: frame for frame in data})
-        if not data:
-            outside.append(site)
-    if not plates:
-        for site in outside:
-            if tuple(site["fn"].batch_shape)[-1:] not in ((), (1,)):
-                raise ValueError(
-                    f"site {site['name']!r} has batch_shape {tuple(site['fn'].batch_shape)} but sits in no plate. "
-                    "Put it in pyro.plate('data', len(x), dim=-1)."
-                )
-        return 1, 1.0
-    if outside:
+def _log_density(site: Site, data: DataPlate | None, tempered: bool) -> Tensor:
+    """A site's log-density, unscaled, summed over its plates within a datum."""
+    density = scale_and_mask(site["unscaled_log_prob"], _scale(site, data, tempered), site["mask"])
+    within = [frame.dim for frame in factorization.plates_of(site) if data is None or frame.name != data.name]
+    return density.sum(within, keepdim=True) if within else density
+
+
+def _scale(site: Site, data: DataPlate | None, tempered: bool) -> Any:
+    """What the log-density is multiplied by: 1, or that of ``poutine.scale``."""
+    plate_scale = 1.0 if data is None else data.scale
+    if not tempered or (isinstance(site["scale"], float) and site["scale"] == plate_scale):
+        return 1.0
+    return site["scale"] / plate_scale
+
+
+def _split(sites: dict[str, Site], nesting: int) -> tuple[dict[str, Site], dict[str, Site]]:
+    """The sites that are summed out or depend on one that is, and the others."""
+    summed = {
+        name: site
+        for name, site in sites.items()
+        if factorization.is_summed_out(site) or site["unscaled_log_prob"].dim() > nesting + 1
+    }
+    return summed, {name: site for name, site in sites.items() if name not in summed}
+
+
+def _sum_out(trace: Any, sites: dict[str, Site], data: DataPlate | None, tempered: bool) -> Tensor:
+    """The logarithm of a sum over all values of the enumerated sites, in each datum and particle."""
+    if tempered and any(not _is_one(_scale(site, data, tempered)) for site in sites.values()):
         raise ValueError(
-            f"site {outside[0]['name']!r} is global (in no plate at dim=-1) while others sit in the data plate "
-            f"{next(iter(plates))!r}: the weights do not factorise over the data. Move the site into the plate, make "
-            "it a parameter, or use Trace_ELBO."
+            f"poutine.scale multiplies one of {sorted(sites)}, which are summed out: the sum of a tempered density is "
+            "no tempered bound. Leave these sites unscaled (beta=1)."
         )
-    sizes = {name: (int(frame.size), int(frame.full_size or frame.size)) for name, frame in plates.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"expected one data plate at dim=-1, got plates of sizes (B, N) {sizes}.")
-    batch, full = next(iter(sizes.values()))
-    return batch, full / batch
+    trace.pack_tensors()
+    factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    sizes: dict[str, int] = {}  # packed tensors lack dimensions of size 1
+    for site in sites.values():
+        own = site["packed"]
+        # The mask of an enumerated site itself would leave its probabilities unnormalised.
+        mask = None if factorization.is_summed_out(site) else own["mask"]
+        factor = packed.scale_and_mask(own["unscaled_log_prob"], mask=mask)
+        sizes.update(zip(factor._pyro_dims, factor.shape, strict=True))
+        plates = {trace.plate_to_symbol[f.name]: int(f.size) for f in site["cond_indep_stack"] if f.vectorized}
+        sizes.update(plates)
+        factors.setdefault(frozenset(plates), []).append(factor)
+    kept = {trace.plate_to_symbol[name] for name in (PARTICLES, *([] if data is None else [data.name]))}
+    symbols = {site["infer"]["_enumerate_symbol"] for site in sites.values() if factorization.is_summed_out(site)}
+    total = contract_to_tensor(factors, symbols, target_ordinal=frozenset(kept), ring=LogRing(dim_to_size=sizes))
+    unpacked: Tensor = packed.unpack(total, trace.symbol_to_dim)
+    return unpacked
 
 
-def _check_reparameterised(guide_sites: dict[str, Any]) -> None:
-    for name, site in guide_sites.items():
-        if not site["is_observed"] and not site["fn"].has_rsample:
-            raise ValueError(
-                f"site {name!r}: {type(site['fn']).__name__} has no reparameterised sampler, and this objective has no "
-                "score-function term. Use pyro.infer.Trace_ELBO, or pyro.infer.TraceEnum_ELBO with enumeration."
-            )
+def _is_one(scale: Any) -> bool:
+    return isinstance(scale, float) and scale == 1.0

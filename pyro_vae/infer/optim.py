@@ -91,7 +91,14 @@ class FusedOptim(PyroOptim):
         if self.clip_norm is not None:
             gradients = [p for p in self._in_order(params) if p.grad is not None]
             torch.nn.utils.clip_grad_norm_(gradients, self.clip_norm)
+        given = set(map(id, params))
+        # One torch optimizer steps whatever has a gradient; as in Pyro, only the parameters of this step move.
+        others = {p: p.grad for p in self._names if p.grad is not None and id(p) not in given}
+        for p in others:
+            p.grad = None
         self.optimizer.step(*args, **kwargs)
+        for p, grad in others.items():
+            p.grad = grad
         self.step_scheduler()
 
     def step_scheduler(self) -> None:

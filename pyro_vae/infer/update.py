@@ -13,18 +13,13 @@ from .optim import FusedOptim
 __all__ = ["all_finite", "step_or_skip", "update"]
 
 
-def update(optim: PyroOptim, losses: Iterable[Tensor], params: list[Tensor]) -> None:
-    """The same on the host, for any optimiser: a step from the ``.grad`` of ``params``, which it then clears.
-
-    It is skipped where a loss is not finite (see :func:`pyro_vae.infer.losses.marked`).
-    """
+def update(optim: PyroOptim, losses: Iterable[Tensor], params: Iterable[Tensor]) -> None:
+    """Take an optimizer step from the ``.grad`` of ``params``, unless a loss is not finite."""
     step_or_skip(optim, params, all(bool(torch.isfinite(loss)) for loss in losses))
-    for p in params:
-        p.grad = None
 
 
 def step_or_skip(optim: PyroOptim, params: Iterable[Tensor], finite: bool) -> None:
-    """A step, if ``finite``; else nothing moves but the learning-rate schedule, which counts steps as asked for."""
+    """Take an optimizer step if ``finite``; else only move the learning-rate scheduler on, which counts all steps."""
     if finite:
         optim(set(params))
     elif isinstance(optim, FusedOptim):
@@ -32,8 +27,8 @@ def step_or_skip(optim: PyroOptim, params: Iterable[Tensor], finite: bool) -> No
 
 
 def all_finite(losses: list[Tensor], grads: list[Tensor]) -> Tensor:
-    """Whether every loss and every gradient is finite, as one 0-dim tensor."""
-    parts = [loss.detach().abs() for loss in losses]
+    """Return whether every loss and every gradient is finite, as one 0-dim tensor."""
+    parts = [loss.detach().abs() for loss in losses] or [torch.zeros(())]
     parts += [g.abs().sum() for g in grads]  # a sum of magnitudes is finite just where all of them are
     total = parts[0]
     for part in parts[1:]:

@@ -1,11 +1,29 @@
-"""Likelihoods p(x|z): modules whose ``forward(z)`` returns a distribution over one datum.
+"""Likelihoods p(x|z): modules whose ``forward(z, *given)`` returns a distribution over one datum.
 
-Every density is normalised, and zero outside its support: there ``log_prob`` is minus infinity, and with Pyro's
-validation on (the default) a ``ValueError`` names the value and the fix.
+Every density is normalised and is zero outside its support: there ``log_prob`` is minus infinity, and with Pyro's
+validation on (the default) it raises a ``ValueError`` that names the value and the fix.
 """
 
+from __future__ import annotations
+
 from .bernoulli import BernoulliLikelihood
+from .beta import BetaLikelihood
+from .categorical import CategoricalLikelihood
 from .continuous_bernoulli import ContinuousBernoulliLikelihood
 from .gaussian import GaussianLikelihood
+from .laplace import LaplaceLikelihood
+from .negative_binomial import NegativeBinomialLikelihood
+from .poisson import PoissonLikelihood
+from .student_t import StudentTLikelihood
 
-__all__ = ["BernoulliLikelihood", "ContinuousBernoulliLikelihood", "GaussianLikelihood"]
+__all__ = [
+    "BernoulliLikelihood",
+    "BetaLikelihood",
+    "CategoricalLikelihood",
+    "ContinuousBernoulliLikelihood",
+    "GaussianLikelihood",
+    "LaplaceLikelihood",
+    "NegativeBinomialLikelihood",
+    "PoissonLikelihood",
+    "StudentTLikelihood",
+]

@@ -1,13 +1,15 @@
-"""Black and white, values in {0, 1}."""
+"""Binary data, values in {0, 1}."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from .._checks import dtype_of, require_float, require_positive_int
-from .._precision import at_least_float32
-from .observation import Observation
+from .._checks import require_shape
+from .observation import Observation, network_output
 from .output_bias import data_mean, set_output_bias
 
 __all__ = ["BernoulliLikelihood"]
@@ -21,13 +23,15 @@ class BernoulliLikelihood(nn.Module):
 
     Args:
         network: any module that maps ``(*, D)`` to ``(*, *E)``, the logits.
-        event_dim: number of dimensions of one datum, ``len(E)``: 1 for vectors, 3 for images ``(C, H, W)``.
+        event_shape: ``E``, the shape of one datum, for instance ``(1, 28, 28)``; None means a vector, as long as the
+            network's output.
 
     Returns:
-        ``forward(z)`` returns a distribution of batch shape ``*`` and event shape ``E``.
+        ``forward(z, *given)`` returns a distribution of batch shape ``*`` and event shape ``E``.
 
     Raises:
-        ValueError: (from ``log_prob``) data outside {0, 1}, grey pixels say, or of another event shape.
+        ValueError: ``event_shape`` is not a sequence of positive integers, or not the shape of the network's output;
+            (from ``log_prob``) data outside {0, 1}, such as grey pixels, or of another event shape.
         TypeError: data or latent variables that are not floats of the parameters' dtype.
 
     Example:
@@ -41,25 +45,28 @@ class BernoulliLikelihood(nn.Module):
         Kingma and Welling (2014), Auto-Encoding Variational Bayes, equation 11.
     """
 
-    def __init__(self, network: nn.Module, *, event_dim: int = 1) -> None:
+    def __init__(self, network: nn.Module, *, event_shape: Sequence[int] | None = None) -> None:
         super().__init__()
         self.network = network
-        self.event_dim = require_positive_int("event_dim", event_dim)
+        self.event_shape = require_shape("event_shape", event_shape)
 
-    def forward(self, z: Tensor) -> Observation:
-        """p(x|z)."""
-        require_float("z", z, dtype_of(self.network))
-        logits = at_least_float32(self.network(z))
+    def forward(self, z: Tensor, *given: Any) -> Observation:
+        """Return p(x|z); ``given`` is not used."""
+        (logits,) = network_output(self.network, z, self.event_shape)
         return Observation(
             dist.Bernoulli(logits=logits),
-            self.event_dim,
+            self.event_shape,
             (
                 "values in {0, 1} for BernoulliLikelihood",
-                "Binarise it (pyro_vae.data.binarise) or use ContinuousBernoulliLikelihood.",
+                "Binarize it (pyro_vae.data.binarize) or use ContinuousBernoulliLikelihood.",
             ),
+            logits.dtype,
         )
 
-    def initialise_output_bias(self, x: Tensor) -> None:
-        """Start from p(x|z) = the mean of ``x`` ``(N, *E)``, which training need not find then (1 nat on MNIST)."""
-        mean = data_mean(x, within_unit_interval=True).clamp(1e-3, 1 - 1e-3)
+    def initialize_output_bias(self, x: Tensor, *given: Any) -> None:
+        """Set the network's output bias so that E[x|z] starts at the mean of ``x`` ``(N, *E)``.
+
+        On MNIST this saves about 1 nat of training.
+        """
+        mean = data_mean(x, low=0.0, high=1.0).clamp(1e-3, 1 - 1e-3)
         set_output_bias(self.network, mean.logit())

@@ -9,6 +9,7 @@ pixels end in training, that density no longer integrates to one.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -16,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributions.kl import register_kl
 
-from .._checks import dtype_of, require_float, require_positive_int
-from .._precision import at_least_float32
-from .observation import Observation
+from .._checks import require_positive_number, require_shape
+from .observation import Observation, network_output
 from .output_bias import data_mean, set_output_bias
 
 __all__ = ["ContinuousBernoulliLikelihood"]
 
-# Below it the closed forms cancel in float32 and a Taylor series is exact to rounding; (i)cdf have less to cancel.
+# For |logit| below this the closed forms lose digits in float32, and a Taylor series is exact to rounding. The cdf and
+# its inverse lose fewer digits, so that theirs is smaller.
 _SMALL = 0.1
 _TINY = 1e-3
 
@@ -35,20 +36,22 @@ class ContinuousBernoulliLikelihood(nn.Module):
         \operatorname{logit} \lambda(z) = L \tanh(\mathrm{network}(z) / L), \quad
         C(\lambda) = \frac{2 \tanh^{-1}(1 - 2 \lambda)}{1 - 2 \lambda}
 
-    The bound L keeps the density of constant elements (pixels that are always black) from running off to infinity: at 0
-    it is about :math:`-\operatorname{logit} \lambda`, and so at most L.
+    The bound L keeps the density of constant elements (pixels that are always black) finite: the density at 0 is about
+    :math:`-\operatorname{logit} \lambda`, and so at most L.
 
     Args:
         network: any module that maps ``(*, D)`` to ``(*, *E)``, the logits of :math:`\lambda` where L is large.
-        event_dim: number of dimensions of one datum, ``len(E)``.
+        event_shape: ``E``, the shape of one datum, for instance ``(1, 28, 28)``; None means a vector, as long as the
+            network's output.
         max_logit: L; ``math.inf`` for no bound.
 
     Returns:
-        ``forward(z)`` returns a distribution of batch shape ``*`` and event shape ``E``; its ``log_prob`` is a density,
-        in nats per datum with respect to data in [0, 1], and so can be above 0.
+        ``forward(z, *given)`` returns a distribution of batch shape ``*`` and event shape ``E``; its ``log_prob`` is a
+        density, in nats per datum with respect to data in [0, 1], and so can be above 0.
 
     Raises:
-        ValueError: ``max_logit`` is not positive; (from ``log_prob``) data outside [0, 1], or of another event shape.
+        ValueError: ``max_logit`` is not positive; ``event_shape`` is not a sequence of positive integers, or not the
+            shape of the network's output; (from ``log_prob``) data outside [0, 1], or of another event shape.
         TypeError: data or latent variables that are not floats of the parameters' dtype.
 
     Example:
@@ -61,35 +64,36 @@ class ContinuousBernoulliLikelihood(nn.Module):
         autoencoders, equations 6 to 8.
     """
 
-    def __init__(self, network: nn.Module, *, event_dim: int = 1, max_logit: float = 30.0) -> None:
+    def __init__(
+        self, network: nn.Module, *, event_shape: Sequence[int] | None = None, max_logit: float = 30.0
+    ) -> None:
         super().__init__()
-        if not max_logit > 0:
-            raise ValueError(f"max_logit: expected a number above 0, got {max_logit!r}.")
         self.network = network
-        self.event_dim = require_positive_int("event_dim", event_dim)
-        self.max_logit = max_logit
+        self.event_shape = require_shape("event_shape", event_shape)
+        self.max_logit = require_positive_number("max_logit", max_logit, finite=False)
 
-    def forward(self, z: Tensor) -> Observation:
-        """p(x|z)."""
-        require_float("z", z, dtype_of(self.network))
-        logits = at_least_float32(self.network(z))
+    def forward(self, z: Tensor, *given: Any) -> Observation:
+        """Return p(x|z); ``given`` is not used."""
+        (logits,) = network_output(self.network, z, self.event_shape)
         if self.max_logit < math.inf:
             logits = self.max_logit * torch.tanh(logits / self.max_logit)
         return Observation(
             ContinuousBernoulli(logits=logits),
-            self.event_dim,
+            self.event_shape,
             (
                 "values in [0, 1] for ContinuousBernoulliLikelihood",
                 "Rescale it (8-bit pixels: x / 255) or use GaussianLikelihood.",
             ),
+            logits.dtype,
         )
 
-    def initialise_output_bias(self, x: Tensor) -> None:
-        """Start from E[x|z] = the mean of ``x`` ``(N, *E)``, by bisection on the logit (the mean is monotone).
+    def initialize_output_bias(self, x: Tensor, *given: Any) -> None:
+        """Set the network's output bias so that E[x|z] starts at the mean of ``x`` ``(N, *E)``.
 
-        Constant elements would go beyond any logit: theirs stays within 0.9 L, or 100 where there is no bound.
+        The logit is found by bisection, since the mean rises with it. Elements that are constant have no finite logit;
+        theirs is 0.9 L, or 100 where there is no bound.
         """
-        mean = data_mean(x, within_unit_interval=True).double()
+        mean = data_mean(x, low=0.0, high=1.0).double()
         limit = min(0.9 * self.max_logit, 100.0)
         low, high = torch.full_like(mean, -limit), torch.full_like(mean, limit)
         for _ in range(50):
@@ -103,7 +107,7 @@ class ContinuousBernoulliLikelihood(nn.Module):
 
 
 class ContinuousBernoulli(dist.ContinuousBernoulli):
-    r"""Drop-in for Pyro's, to be made with ``logits=``."""
+    r"""The continuous Bernoulli of Pyro, exact at every logit. Pass ``logits``, not ``probs``."""
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ContinuousBernoulli:
         return ContinuousBernoulli(logits=self.logits.expand(batch_shape), validate_args=self._validate_args)
@@ -111,24 +115,25 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return self.logits * value - self._log_normaliser()
+        return self.logits * value - self._log_normalizer()
 
-    def _log_normaliser(self) -> Tensor:
-        """log of (exp(eta) - 1) / eta; the series in eta itself, whose gradient is right at 0 too."""
+    def _log_normalizer(self) -> Tensor:
+        """Return log((exp(eta) - 1) / eta). The series is in eta, not in |eta|: so its gradient is right at 0."""
         eta, a = self.logits, self.logits.abs()
         b = _away_from_zero(a)
         series = eta / 2 + eta**2 / 24 - eta**4 / 2880
         return torch.where(a < _SMALL, series, eta.relu() + (-torch.expm1(-b) / b).log())
 
     def entropy(self) -> Tensor:
-        return self._log_normaliser() - self.logits * self.mean
+        return self._log_normalizer() - self.logits * self.mean
 
     @property
     def mean(self) -> Tensor:
         eta, a = self.logits, self.logits.abs()
         b = _away_from_zero(a)
-        of_size = -1 / torch.expm1(-b) - 1 / b
-        return torch.where(a < _SMALL, 0.5 + eta / 12 - eta**3 / 720, torch.where(eta < 0, 1 - of_size, of_size))
+        of_positive = -1 / torch.expm1(-b) - 1 / b
+        large = torch.where(eta < 0, 1 - of_positive, of_positive)
+        return torch.where(a < _SMALL, 0.5 + eta / 12 - eta**3 / 720, large)
 
     @property
     def variance(self) -> Tensor:
@@ -137,7 +142,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
         return torch.where(a < _SMALL, 1 / 12 - a**2 / 240 + a**4 / 6048, 1 / b**2 - 1 / (4 * (b / 2).sinh() ** 2))
 
     def icdf(self, value: Tensor) -> Tensor:
-        # By symmetry only logits of -a are inverted, where log1p and expm1 keep every digit.
+        # By symmetry only logits below 0 are inverted, where log1p and expm1 keep every digit.
         positive = self.logits > 0
         u = torch.where(positive, 1 - value, value)
         a = self.logits.abs()
@@ -156,9 +161,12 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
 
 @register_kl(ContinuousBernoulli, ContinuousBernoulli)
 def _kl(p: ContinuousBernoulli, q: ContinuousBernoulli) -> Tensor:
-    return (p.logits - q.logits) * p.mean - p._log_normaliser() + q._log_normaliser()
+    return (p.logits - q.logits) * p.mean - p._log_normalizer() + q._log_normalizer()
 
 
 def _away_from_zero(a: Tensor, small: float = _SMALL) -> Tensor:
-    """Keeps the branch that ``torch.where`` does not choose, and so its gradient, finite."""
+    """Return ``a``, with 1 in place of small values, so that the branch which ``torch.where`` drops stays finite.
+
+    An infinite branch would make the gradient NaN, though it is dropped.
+    """
     return torch.where(a < small, torch.ones_like(a), a)

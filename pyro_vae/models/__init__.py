@@ -1,6 +1,9 @@
-"""Generative stories, one a file: ``model`` and ``guide`` written out whole."""
+"""Generative models, one per file, each with its ``model`` and its ``guide``."""
 
+from __future__ import annotations
+
+from .latent_scale import latent_scale
 from .module import module
 from .vae import VAE
 
-__all__ = ["VAE", "module"]
+__all__ = ["VAE", "latent_scale", "module"]

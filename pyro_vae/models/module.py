@@ -1,25 +1,36 @@
-"""``pyro.module`` that keeps instances apart."""
+"""``pyro.module`` for several instances under one name."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Iterator
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import pyro
 from pyro.params.param_store import param_with_module_name
+from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
+from pyro.poutine.trace_struct import Trace
 from torch import nn
 
 __all__ = ["module"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
+# The modules that were registered while a trace was recorded. An entry goes with its trace.
+_registered: WeakKeyDictionary[Trace, dict[str, list[nn.Module]]] = WeakKeyDictionary()
+
 
 def module(name: str, nn_module: ModuleT) -> ModuleT:
     """Register a module's trainable parameters with Pyro under ``name``: ``pyro.module`` for any number of instances.
 
-    Pyro's store keeps the tensors that were first registered under a name. With ``pyro.module`` a second module of the
-    same name (another instance, a deep copy) therefore silently never trains. Here an entry that is not this module's
-    own parameter makes way first, so that instances train side by side, even interleaved. Frozen parameters
-    (``requires_grad=False``) are left out without a warning.
+    Pyro's param store keeps the tensors that were first registered under a name. With ``pyro.module`` a second module
+    of the same name (another instance, a deep copy) therefore never trains, and nothing says so. Here an entry of the
+    store that is another tensor than the module's parameter is replaced, so that several instances can be trained, also
+    by turns. Frozen parameters (``requires_grad=False``) are not registered.
+
+    Within one run of model and guide a parameter's name belongs to one module: the step would train only one of two.
 
     Args:
         name: the prefix of the parameters' names in the store.
@@ -30,7 +41,8 @@ def module(name: str, nn_module: ModuleT) -> ModuleT:
 
     Raises:
         TypeError: ``nn_module`` is not a ``torch.nn.Module``.
-        ValueError: a parameter is not contiguous, of which Pyro's store would silently train a copy.
+        ValueError: a parameter is not contiguous, since Pyro's store would train a copy of it; another module that has
+            a parameter of the same name is registered under ``name`` in the same run.
 
     Example:
         >>> first, second = nn.Linear(2, 1), nn.Linear(2, 1)
@@ -40,6 +52,12 @@ def module(name: str, nn_module: ModuleT) -> ModuleT:
     """
     if not isinstance(nn_module, nn.Module):
         raise TypeError(f"nn_module: expected a torch.nn.Module, got {type(nn_module).__name__}.")
+    for trace in _traces_of_this_run(name):
+        modules = _registered.setdefault(trace, {}).setdefault(name, [])
+        if not any(nn_module is other for other in modules):
+            for other in modules:
+                _require_no_common_name(name, other, nn_module)
+            modules.append(nn_module)
     store = pyro.get_param_store()
     for parameter_name, parameter in nn_module.named_parameters():
         if not parameter.requires_grad:
@@ -47,7 +65,7 @@ def module(name: str, nn_module: ModuleT) -> ModuleT:
         if not parameter.is_contiguous():
             raise ValueError(
                 f"nn_module: expected contiguous parameters, got {parameter_name} with strides {parameter.stride()}: "
-                "Pyro's store would keep, and train, a contiguous copy in its stead. "
+                "Pyro's store would train a contiguous copy instead. "
                 "Replace it by nn.Parameter(parameter.detach().contiguous())."
             )
         full_name = param_with_module_name(name, parameter_name)
@@ -55,3 +73,46 @@ def module(name: str, nn_module: ModuleT) -> ModuleT:
             del store[full_name]
         pyro.param(full_name, parameter)
     return nn_module
+
+
+def _traces_of_this_run(name: str) -> Iterator[Trace]:
+    """Yield the traces that record this call, from the innermost to that of the training step.
+
+    ``SVI`` takes the parameters of a step from a trace of parameters only, around both guide and model. Traces outside
+    it may see several steps, in which instances of one name may be trained by turns.
+    """
+    message: Any = {
+        "type": "param",
+        "name": param_with_module_name(name, ""),
+        "fn": None,
+        "is_observed": False,
+        "args": (),
+        "kwargs": {},
+        "value": None,
+        "scale": 1.0,
+        "mask": None,
+        "cond_indep_stack": (),
+        "infer": {},
+    }
+    for handler in reversed(_PYRO_STACK):
+        if isinstance(handler, TraceMessenger):
+            yield handler.trace
+            if handler.param_only:
+                return
+        elif isinstance(handler, BlockMessenger) and handler.hide_fn(message):
+            return
+
+
+def _require_no_common_name(name: str, first: nn.Module, second: nn.Module) -> None:
+    """Refuse two modules with a parameter of the same name, unless it is the same tensor or frozen in both."""
+    parameters = dict(first.named_parameters())
+    for parameter_name, parameter in second.named_parameters():
+        other = parameters.get(parameter_name)
+        if other is None or other is parameter or not (other.requires_grad or parameter.requires_grad):
+            continue
+        raise ValueError(
+            f"name: expected one module under the name {name!r} in a run of model and guide, got two, a "
+            f"{type(first).__name__} and a {type(second).__name__}, which both have the parameter {parameter_name!r}. "
+            f"Only one of them would be trained. Give each its own name: {type(second).__name__}(..., "
+            f"name={name + '_2'!r}), or pyro_vae.module({name + '_2'!r}, ...)."
+        )

@@ -1,24 +1,23 @@
-"""The variational autoencoder."""
+"""The variational autoencoder: z ~ p(z), x ~ p(x|z)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import pyro
-import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
 
-from .._checks import require_distribution, require_positive_int, require_tensor
+from .._checks import require_distribution, require_positive_int, require_rows, require_tensor
+from .latent_scale import latent_scale
 from .module import module
 
 __all__ = ["VAE"]
 
 
 class VAE(nn.Module):
-    r"""A variational autoencoder: a generative model and an amortised guide, as two Pyro functions.
+    """A variational autoencoder: a generative model and an amortised guide, as two Pyro functions.
 
     .. code-block:: text
 
@@ -26,16 +25,23 @@ class VAE(nn.Module):
         z ~ p(z)                   z ~ q(z|x)
         x ~ p(x|z)
 
-    Both run in the plate ``"data"`` at ``dim=-1`` with the sites ``"z"`` and ``"x"``, so ``SVI``, ``Predictive``,
-    ``NUTS``, ``AutoGuide`` and every handler of Pyro take ``vae.model`` and ``vae.guide`` as they are. To change the
-    story, write the two functions anew in a subclass, or as plain functions: nothing here asks for the class. To save
-    it, save ``vae.state_dict()``: Pyro's param store leaves weak references on parameters, which ``pickle`` refuses.
+    Both run in the plate ``"data"`` at ``dim=-1`` with the sites ``"z"`` and ``"x"``. ``SVI``, ``Predictive``,
+    ``NUTS``, ``AutoGuide`` and every handler of Pyro take ``vae.model`` and ``vae.guide`` as they are. For another
+    generative model, write the two functions in a subclass, or as plain functions: nothing in pyro_vae asks for this
+    class.
+
+    What is given with the data (labels, exposures) follows ``x`` in every method: each of the three parts gets all of
+    it, in order, and uses what it needs.
+
+    To save a VAE, save ``vae.state_dict()``. Pickling the module fails, because Pyro's param store leaves weak
+    references on its parameters.
 
     Args:
-        prior: ``()`` to p(z), of batch shape ``()`` and event shape ``(D,)``.
-        likelihood: ``z`` ``(*, D)`` to p(x|z), of batch shape ``*`` and event shape ``E``.
-        posterior: ``x`` ``(*, *E)`` to q(z|x), of batch shape ``*`` and event shape ``(D,)``.
-        name: prefix of the parameters in Pyro's param store. Instances may share a name (see ``pyro_vae.module``).
+        prior: ``(*given)`` to p(z), of batch shape ``()`` or ``(B,)`` and event shape ``(D,)``.
+        likelihood: ``z`` ``(*, D)``, ``*given`` to p(x|z), of batch shape ``*`` and event shape ``E``.
+        posterior: ``x`` ``(*, *E)``, ``*given`` to q(z|x), of batch shape ``*`` and event shape ``(D,)``.
+        name: prefix of the parameters in Pyro's param store. Instances may share a name unless they are used in one
+            model (see ``pyro_vae.module``).
 
     Raises:
         TypeError: a part that is not callable.
@@ -61,9 +67,9 @@ class VAE(nn.Module):
 
     def __init__(
         self,
-        prior: Callable[[], Any],
-        likelihood: Callable[[Tensor], Any],
-        posterior: Callable[[Tensor], Any],
+        prior: Callable[..., Any],
+        likelihood: Callable[..., Any],
+        posterior: Callable[..., Any],
         *,
         name: str = "vae",
     ) -> None:
@@ -76,107 +82,143 @@ class VAE(nn.Module):
         self.posterior = posterior
         self.name = name
 
-    def model(self, x: Tensor | None = None, *, size: int | None = None, beta: float | Tensor = 1.0) -> Tensor:
-        """z ~ p(z), x ~ p(x|z).
+    def model(
+        self, x: Tensor | None = None, *given: Any, size: int | None = None, beta: float | Tensor = 1.0
+    ) -> Tensor:
+        """Draw z ~ p(z), then draw or observe x ~ p(x|z).
 
         Args:
-            x: data ``(B, *E)`` to condition on, or ``None`` to draw from the prior.
+            x: data ``(B, *E)`` to condition on, or ``None`` to draw them.
+            *given: what belongs to the data and is not modelled: tensors of B rows; numbers and 0-dim tensors, which
+                belong to all data.
             size: number of data in the whole set, of which ``x`` is a mini-batch: its terms count ``size / B`` times.
-                By default ``len(x)``, so that they count once; without ``x``, how many to draw (1).
-            beta: positive weight of the latent terms, log p(z) and log q(z|x).
+                By default ``len(x)``, so that they count once. Without ``x``, how many data to draw: by default as
+                many as ``given`` has rows, or 1.
+            beta: weight of the latent terms, log p(z) and log q(z|x); above 0. See ``pyro_vae.latent_scale``.
 
         Returns:
             ``x``, given or drawn.
 
         Raises:
             TypeError, ValueError: ``x`` is not a float tensor of the event shape, is empty, or leaves the likelihood's
-                support; ``size`` is smaller than the batch.
+                support; a tensor of ``given`` has another number of rows; ``size`` is smaller than the batch; z has
+                another event shape than p(z).
         """
         module(self.name, self)
-        with self.data_plate(x, size):
+        with self.data_plate(x, *given, size=size):
+            prior = self.prior(*given)
+            require_distribution("prior", prior)
             with latent_scale(beta):
-                z = pyro.sample("z", self.prior())
-            return pyro.sample("x", self.decode(z), obs=x)
+                z = pyro.sample("z", prior)
+            self._require_latent_shape(z, prior.event_shape)
+            return pyro.sample("x", self.decode(z, *given), obs=x)
 
-    def guide(self, x: Tensor, *, size: int | None = None, beta: float | Tensor = 1.0) -> Tensor:
-        """z ~ q(z|x). Arguments as in ``model``; returns ``z``."""
+    def guide(self, x: Tensor, *given: Any, size: int | None = None, beta: float | Tensor = 1.0) -> Tensor:
+        """Draw z ~ q(z|x) and return it. Arguments as in ``model``."""
         module(self.name, self)
-        with self.data_plate(x, size), latent_scale(beta):
-            return pyro.sample("z", self.encode(x))
+        with self.data_plate(x, *given, size=size), latent_scale(beta):
+            return pyro.sample("z", self.encode(x, *given))
 
-    def data_plate(self, x: Tensor | None, size: int | None = None) -> Any:
-        """The plate ``"data"`` at ``dim=-1`` over the rows of ``x``, which stand for ``size`` data."""
+    def data_plate(self, x: Tensor | None, *given: Any, size: int | None = None) -> Any:
+        """Return the plate ``"data"`` at ``dim=-1`` over the rows of ``x``, a mini-batch of ``size`` data."""
+        size = None if size is None else require_positive_int("size", size)
+        per_datum = {f"given[{i}]": value for i, value in enumerate(given) if getattr(value, "ndim", 0) > 0}
         if x is None:
-            return pyro.plate("data", 1 if size is None else require_positive_int("size", size), dim=-1)
+            size = size or next((len(value) for value in per_datum.values()), 1)
+            for name, value in per_datum.items():
+                require_rows(name, value, size, "as in size, or in the first tensor given")
+            return pyro.plate("data", size, dim=-1)
         require_tensor("x", x)
         if x.ndim == 0 or len(x) == 0:
             raise ValueError(
                 f"x: expected a batch (B, *E) of at least one datum, got shape {tuple(x.shape)}. "
                 "Leave empty batches out (and give a single datum as x[None])."
             )
-        event_dim = getattr(self.likelihood, "event_dim", None)
-        if event_dim is not None and x.ndim != 1 + event_dim:
-            # Another dimension would silently pass for data, or for particles.
-            raise ValueError(
-                f"x: expected a batch (B, *E) with {1 + event_dim} dimensions, got shape {tuple(x.shape)}. "
-                "Give a single datum as x[None], and more than one batch dimension as x.flatten(0, 1)."
-            )
-        size = len(x) if size is None else require_positive_int("size", size)
-        if size < len(x):
+        event_shape = getattr(self.likelihood, "event_shape", "unknown")  # None is a vector, in our likelihoods
+        if event_shape is None or isinstance(event_shape, tuple):
+            # Without this check a further dimension would pass for data, or for particles.
+            event_dim = 1 if event_shape is None else len(event_shape)
+            if x.ndim != 1 + event_dim:
+                raise ValueError(
+                    f"x: expected a batch (B, *E) with {1 + event_dim} dimensions, got shape {tuple(x.shape)}. "
+                    "Give a single datum as x[None], and more than one batch dimension as x.flatten(0, 1)."
+                )
+        for name, value in per_datum.items():
+            require_rows(name, value, len(x))
+        if size is not None and size < len(x):
             raise ValueError(
                 f"size: expected the number of data in the whole set, at least len(x) = {len(x)}, got {size}."
             )
-        return pyro.plate("data", size, subsample=x, dim=-1)
+        return pyro.plate("data", len(x) if size is None else size, subsample=x, dim=-1)
 
-    def encode(self, x: Tensor) -> Any:
-        """q(z|x), a distribution of batch shape ``*`` for ``x`` ``(*, *E)``."""
+    def encode(self, x: Tensor, *given: Any) -> Any:
+        """Return q(z|x), a distribution of batch shape ``*`` for ``x`` ``(*, *E)``."""
         try:
-            q = self.posterior(x)
-        except ValueError as error:  # Pyro's own message would blame the network's output
+            q = self.posterior(x, *given)
+        except ValueError as error:  # Pyro's own message speaks of the network's output, and not of x
             if isinstance(x, Tensor) and not x.isfinite().all():
                 bad = x[~x.isfinite()][0].item()
                 raise ValueError(f"x: expected finite values, got {bad}. Remove or impute what is missing.") from error
             raise
         require_distribution("posterior", q)
-        latent_shape = self.prior().event_shape
-        if q.event_shape != latent_shape:
-            raise ValueError(
-                f"posterior: expected q(z|x) of event shape {tuple(latent_shape)}, that of the prior, got "
-                f"{tuple(q.event_shape)}. Give its network 2 * latent_dim outputs, latent_dim being the prior's."
-            )
         return q
 
-    def decode(self, z: Tensor) -> Any:
-        """p(x|z), a distribution of batch shape ``*`` for ``z`` ``(*, D)``."""
-        p = self.likelihood(z)
+    def decode(self, z: Tensor, *given: Any) -> Any:
+        """Return p(x|z), a distribution of batch shape ``*`` for ``z`` ``(*, D)``."""
+        p = self.likelihood(z, *given)
         require_distribution("likelihood", p)
         return p
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """E[x|z] ``(*, *E)`` at the posterior mean of ``z``."""
-        return self.decode(self.encode(x).mean).mean
+    def reconstruct(self, x: Tensor, *given: Any, num_particles: int | None = None) -> Tensor:
+        """Return the reconstruction of ``x``, an expected datum.
+
+        Args:
+            x: data ``(*, *E)``.
+            *given: as in ``model``.
+            num_particles: average E[x|z] over this many draws z ~ q(z|x). By default E[x|z] is taken at the mean of
+                q(z|x), or averaged over 100 draws where q has no mean in closed form (a flow).
+
+        Returns:
+            ``(*, *E)``.
+        """
+        q = self.encode(x, *given)
+        if num_particles is None:
+            try:
+                return self.decode(q.mean, *given).mean
+            except NotImplementedError:
+                num_particles = 100
+        z = q.sample((require_positive_int("num_particles", num_particles),))
+        return self.decode(z, *given).mean.mean(0)
 
     @torch.no_grad()
-    def sample(self, n: int = 1, *, mean: bool = False) -> Tensor:
-        """``n`` draws from the generative model.
+    def sample(self, n: int = 1, *given: Any, mean: bool = False) -> Tensor:
+        """Draw ``n`` data from the generative model.
 
         Args:
             n: how many.
-            mean: give E[x|z] of each drawn ``z``, which papers picture, in place of a draw from p(x|z).
+            *given: as in ``model``; tensors of n rows.
+            mean: return E[x|z] of each drawn ``z`` instead of a draw from p(x|z), as the pictures in papers show.
 
         Returns:
             ``(n, *E)``.
         """
-        p = self.decode(self.prior().sample((require_positive_int("n", n),)))
+        n = require_positive_int("n", n)
+        for i, value in enumerate(given):
+            if getattr(value, "ndim", 0) > 0:
+                require_rows(f"given[{i}]", value, n, "as n")
+        prior = self.prior(*given)
+        require_distribution("prior", prior)
+        z = prior.expand((n,)).sample() if prior.batch_shape else prior.sample((n,))
+        p = self.decode(z, *given)
         return p.mean if mean else p.sample()
 
-
-def latent_scale(beta: float | Tensor) -> Any:
-    """``poutine.scale`` by ``beta``, refusing what is no positive number (of a tensor only the shape is looked at)."""
-    if isinstance(beta, Tensor):
-        if beta.ndim:
-            raise ValueError(f"beta: expected a number or a 0-dim tensor, got shape {tuple(beta.shape)}.")
-    elif not isinstance(beta, (int, float)) or not 0 < beta < math.inf:
-        raise ValueError(f"beta: expected a finite number above 0, got {beta!r}. An annealing starts just above 0.")
-    return poutine.scale(scale=beta)
+    @staticmethod
+    def _require_latent_shape(z: Tensor, latent_shape: torch.Size) -> None:
+        """Refuse latent variables of another event shape than p(z): log p(z) would broadcast."""
+        found = tuple(z.shape[max(0, z.ndim - len(latent_shape)) :])
+        if found != tuple(latent_shape):
+            raise ValueError(
+                f"posterior: expected q(z|x) of event shape {tuple(latent_shape)}, that of the prior, got "
+                f"{found}. Give its network 2 * latent_dim outputs, latent_dim being the prior's."
+            )

@@ -1,12 +1,9 @@
 """Training: the loop, what it records, and what may happen beside it."""
 
-from .callbacks import Callback
-from .checkpoint import Checkpoint, read_checkpoint
-from .early_stopping import EarlyStopping
+from .callbacks import Callback, Checkpoint, CSVLog, EarlyStopping, LearningRate, SamplePictures, TensorBoard
 from .fit import fit
 from .history import History
-from .learning_rate import LearningRate
-from .loggers import CSVLog, SamplePictures, TensorBoard
+from .resume.checkpoint_file import read_checkpoint
 from .run import Run
 from .schedules import Schedule, cyclical, linear_warmup, one_cycle
 

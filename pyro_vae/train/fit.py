@@ -1,4 +1,4 @@
-"""The loop that people write by hand."""
+"""Train with any SVI on any iterable of batches."""
 
 from __future__ import annotations
 
@@ -9,20 +9,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from pyro.infer.util import zero_grads
 from tqdm.auto import tqdm
 
 from .._checks import require_positive_int
 from ..infer import distributed
-from .batches import require_iterable
-from .callbacks import Callbacks
-from .checkpoint import Checkpoint, last_checkpoint
-from .guard import NotFinite, before_update
+from .callbacks.checkpoint import Checkpoint
+from .callbacks.dispatch import Dispatch
+from .feed.arguments import Arguments
+from .feed.batching import feed_of, require_iterable
+from .feed.polite_stop import PoliteStop, StopRequested
+from .feed.rows import Rows
 from .history import History
-from .nonfinite import refuse, restore
+from .loop import Loop
+from .opening import open_run
+from .progress import ProgressBar
+from .resume.belonging import describe_inputs
+from .resume.checkpoint_file import last_checkpoint
+from .resume.lock import locked
 from .run import Run
 from .schedules import Schedule, require_schedules
-from .signals import Interrupted, PoliteStop
-from .state import state_of
+from .stepper import stepper_of
 
 __all__ = ["fit"]
 
@@ -37,6 +44,7 @@ def fit(
     callbacks: Sequence[Any] = (),
     size: int | None = None,
     transform: Callable[[Any], Any] | None = None,
+    rows: Callable[..., int] | None = None,
     progress: bool = True,
     resume: str | os.PathLike[str] | None = None,
     on_nonfinite: str = "raise",
@@ -44,9 +52,12 @@ def fit(
     """Train with any Pyro ``SVI`` on any iterable of batches.
 
     A batch that is a tensor becomes ``svi.step(batch)``; a tuple ``svi.step(*batch)``. The loss of a step is taken to
-    be minus the ELBO summed over the batch's data (or scaled up to ``size`` data where ``size`` is given), so that an
-    epoch's figure weighs a smaller last batch by its size. Before the first step, model and guide run once on the first
-    batch, so that every parameter exists; this moves no random generator.
+    be minus the ELBO summed over the batch's data (or scaled up to ``size`` data where ``size`` is given), and an
+    epoch's figure is the sum over its steps divided by the number of its data. The number of data in a batch is the
+    size of the plate named ``data``, or else the sum of the plates that hold observations and sit in no other plate.
+
+    Before the first step, and for each new shape of a batch, model and guide run once on the batch, in eval mode: so
+    every parameter exists, and the number of data is known. This moves no random generator.
 
     In a process group of ``torch.distributed`` with several processes, all of them call ``fit``, each with its share
     of the data (``Batches.shard``), and train one model together; see ``pyro_vae.infer.distributed``.
@@ -54,33 +65,37 @@ def fit(
     Args:
         svi: a ``pyro.infer.SVI``, or anything with its ``model``, ``guide``, ``optim``, ``step`` and ``evaluate_loss``.
         train: batches, to be iterated once an epoch: ``pyro_vae.data.Batches``, a ``DataLoader``, a list, ...
-        epochs: how many epochs to train, those before a resume included.
+        epochs: number of epochs to train, those before a resume included.
         validation: batches on which the ELBO is estimated after every epoch, in ``eval()`` mode, without the schedules,
-            and with the same noise each time; this moves no weight and no random generator.
+            and with the same noise each time; this changes no parameter and no random generator.
         schedules: keyword arguments of the model and guide that change with time, e.g. ``{"beta": linear_warmup(10)}``;
             each is a function of the epochs trained so far.
         callbacks: ``pyro_vae.Callback`` instances (``Checkpoint``, ``EarlyStopping``, ``CSVLog``, ...), or functions
             that take the ``Run`` after every epoch; see ``pyro_vae.Callback`` for their order.
         size: number of data in the whole set, handed to model and guide as ``size=`` (for global latent variables).
         transform: makes the model's arguments from a batch, e.g. ``lambda batch: batch[0]`` to drop labels.
+        rows: function of the batch's arguments that returns its number of data, where the plates do not say it, or
+            where it depends on values and not on shapes alone, e.g. ``lambda x, lengths: len(lengths)``.
         progress: whether to show a bar with the ELBO per datum of training and validation and the time that remains.
         resume: directory (or file) of ``pyro_vae.Checkpoint`` to go on from, to the bit on a CPU; where there is no
             checkpoint yet, training starts afresh and says so. Give the same data, model and callbacks as before.
-        on_nonfinite: what happens when a loss or a gradient is NaN or infinite, which is found before it reaches the
-            weights: ``"raise"`` an error that names what is not finite, or ``"restore"`` the last checkpoint (the
-            beginning of the epoch, where that is later), halve the learning rate and go on; after 3 such restores
-            the error is raised all the same.
+        on_nonfinite: what happens when a loss or a gradient is NaN or infinite, which is noticed before the update:
+            ``"raise"`` an error that names what is not finite, or ``"restore"`` the last checkpoint (the beginning of
+            the epoch, where that is later), halve the learning rate and go on; after 3 such restores the error is
+            raised.
 
     Returns:
-        The figures of every epoch.
+        The figures of all epochs.
 
     Raises:
         TypeError: ``svi`` has no ``step``, say; ``train`` or ``validation`` is one tensor or not iterable; a batch
             does not fit the model's arguments; a schedule, a callback or ``transform`` is not a function.
         ValueError: ``epochs`` or ``size`` is not a positive integer; an epoch without a batch; data that the model
             refuses (the error names the batch); a checkpoint that cannot be used.
-        FloatingPointError: a loss or a gradient is NaN or infinite.
+        FloatingPointError: a loss, a gradient or a parameter is NaN or infinite.
         SystemExit: after SIGINT or SIGTERM, where a ``Checkpoint`` is among the callbacks.
+
+        Any exception that ends the training has the figures of the finished epochs as its attribute ``history``.
 
     Example:
         >>> import pyro, torch, pyro_vae as pv
@@ -109,55 +124,73 @@ def fit(
         raise TypeError(
             f"transform: expected a function of a batch, got {transform!r}. Give e.g. lambda batch: batch[0]."
         )
+    if rows is not None and not callable(rows):
+        raise TypeError(
+            f"rows: expected a function of the batch's arguments, got {rows!r}. Give e.g. lambda x: len(x)."
+        )
     if on_nonfinite not in ("raise", "restore"):
         raise ValueError(f'on_nonfinite: expected "raise" or "restore", got {on_nonfinite!r}.')
-    hooks = Callbacks(callbacks, last=Checkpoint)
-    run = Run(
-        svi,
-        train,
-        epochs=epochs,
-        validation=validation,
-        schedules=schedules,
-        size=size,
-        transform=transform,
-        callbacks=hooks,
+    dispatch = Dispatch(callbacks, last=Checkpoint)
+    _require_same_settings(
+        {
+            "epochs": epochs,
+            "size": size,
+            "on_nonfinite": on_nonfinite,
+            "schedules": sorted(schedules or {}),
+            "validation": "given" if validation is not None else "not given",
+            "callbacks": [type(callback).__name__ for callback in dispatch.callbacks if callback.essential],
+        }
     )
     distributed.same_generator()
-    run.agree_on_length()
-    found = None if resume is None else distributed.from_first(lambda: last_checkpoint(resume))
-    if found is not None:
-        run.resumed_from = found[0]
-    can_stop_politely = any(isinstance(callback, Checkpoint) for callback in callbacks)
+    checkpoints = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
     with ExitStack() as stack:
-        # First of all: the workers of a data loader, which the first batch starts, inherit it.
-        run.stop = stack.enter_context(PoliteStop(enabled=can_stop_politely))
+        # First of all: the workers of a data loader, which the first batch starts, inherit its handlers.
+        polite_stop = stack.enter_context(PoliteStop(enabled=bool(checkpoints)))
+
+        def lock() -> None:
+            for checkpoint in checkpoints:
+                stack.enter_context(locked(checkpoint.directory))
+
+        distributed.from_first(lock)
+        found = None if resume is None else distributed.from_first(lambda: last_checkpoint(resume))
+        path, state = (None, None) if found is None else found
+        run = Run(svi=svi, train=train, validation=validation, epochs=epochs, size=size, resumed_from=path)
+        stepper, feed = stepper_of(svi, Rows(svi, rows)), feed_of("train", train, polite_stop)
+        arguments, schedules = Arguments(transform, size), schedules or {}
+        description = describe_inputs(run, schedules, transform, dispatch.callbacks, on_nonfinite)
         try:
-            run.open(None if found is None else found[1])
-        except Interrupted:  # nothing was trained that could be saved
-            raise _stopped(run, callbacks) from None
-        distributed.same_start(run.parameters, run.modules)
+            told = open_run(run, stepper, feed, arguments, schedules, dispatch, description, state)
+        except StopRequested:  # nothing was trained, so there is nothing to save
+            raise _exit(run, checkpoints, polite_stop) from None
+        loop = Loop(
+            run,
+            stepper,
+            feed,
+            validation=None if validation is None else feed_of("validation", validation, polite_stop),
+            schedules=schedules,
+            arguments=arguments,
+            callbacks=dispatch,
+            description=description,
+            polite_stop=polite_stop,
+            restoring=on_nonfinite == "restore",
+        )
+        loop.join()
         if resume is not None and distributed.rank() == 0:
-            what = (
-                f"going on from {found[0]} at {run.where}"
-                if found
-                else f"no checkpoint in {resume} yet, starting afresh"
-            )
-            tqdm.write(f"pyro_vae: {what}", file=sys.stderr)
-        hooks.start(run)
-        stack.enter_context(before_update(svi, lambda loss: refuse(run, loss)))
-        if distributed.world_size() > 1:
-            run.joint = distributed.JointStep(svi, run.parameters, stop=lambda: run.stop.signal is not None)
-        bar = stack.enter_context(_bar(run, progress and distributed.rank() == 0))
+            _say_where(run, resume, told)
+        dispatch.start(run)
+        bar = stack.enter_context(ProgressBar(run, shown=progress and distributed.rank() == 0))
         try:
-            interrupted = _train(run, bar, restoring=on_nonfinite == "restore")
+            interrupted = loop.train(bar)
             run.status = "interrupted" if interrupted else "finished"
-        except BaseException:
+        except BaseException as error:
             run.status = "failed"
+            error.history = run.history  # type: ignore[attr-defined]
+            zero_grads(run.parameters.values())  # a step that was cut off leaves gradients, to which the next adds
             raise
         finally:
-            hooks.end(run)
+            dispatch.end(run)
     if interrupted:
-        raise _stopped(run, callbacks)
+        raise _exit(run, checkpoints, polite_stop)
     return run.history
 
 
@@ -171,67 +204,29 @@ def _require_svi(svi: Any, names: tuple[str, ...]) -> None:
         )
 
 
-def _train(run: Run, bar: Any, *, restoring: bool) -> bool:
-    """Train to the end, or (``True``) to a polite stop."""
-    while run.epoch < run.epochs and not run.stopping:
-        if restoring and run.batch == 0:
-            run.snapshot = state_of(run)
-        try:
-            if not _finish_epoch(run, bar):
-                return True
-        except NotFinite as error:
-            restore(run, error, restoring)
-            bar.update(run.step - bar.n)
-            continue
-        if not bar.disable and run.batches_per_epoch is not None:
-            bar.total = run.epochs * run.batches_per_epoch
-        _describe(bar, run)
-        run.callbacks.epoch_end(run)
-        wishes = distributed.gather((run.stopping, run.stop.signal is not None))
-        run.stopping, interrupted = map(any, zip(*wishes, strict=True))
-        if interrupted:
-            return True
-    return False
+def _require_same_settings(own: dict[str, Any]) -> None:
+    """Refuse processes that are to train together and were given other settings."""
+    for other, theirs in enumerate(distributed.gather(own)):
+        for name, value in own.items():
+            if theirs[name] != value:
+                raise ValueError(
+                    f"{name}: expected the same in all processes, got {value!r} in process {distributed.rank()} and "
+                    f"{theirs[name]!r} in process {other}. Call fit alike in each."
+                )
 
 
-def _finish_epoch(run: Run, bar: Any) -> bool:
-    """Train for the rest of an epoch; ``False`` after a polite stop."""
-    try:
-        for _ in run.steps():
-            run.callbacks.step_end(run)
-            # A look at the loss waits for the device, so it is taken only when the bar is drawn anyway.
-            if bar.update():
-                _describe(bar, run)
-            # Several processes stop after the same step, which they agreed on in it.
-            if run.joint.stopping if run.joint is not None else run.stop.signal is not None:
-                break
-        else:
-            run.finish_epoch()
-            return True
-    except Interrupted:
-        pass  # as good a place to stop as the end of a step
-    run.refuse_nonfinite()
-    return False
+def _say_where(run: Run, resume: Any, told: list[str]) -> None:
+    if run.resumed_from is None:
+        text = f"no checkpoint in {resume} yet, starting afresh"
+    else:
+        text = "\n  ".join([f"going on from {run.resumed_from} at {run.where}", *told])
+    tqdm.write(f"pyro_vae: {text}", file=sys.stderr)
 
 
-def _stopped(run: Run, callbacks: Sequence[Any]) -> SystemExit:
-    """Say how to go on after a polite stop; the exception that ends the process."""
-    directory = next(callback.directory for callback in callbacks if isinstance(callback, Checkpoint))
-    print(f"pyro_vae: stopped at {run.where}. Go on with fit(..., resume={str(directory)!r}).", file=sys.stderr)
-    return SystemExit(128 + (run.stop.signal or signal.SIGTERM))
-
-
-def _bar(run: Run, progress: bool) -> Any:
-    total = None if run.batches_per_epoch is None else run.epochs * run.batches_per_epoch
-    return tqdm(total=total, initial=run.step, disable=not progress, unit="step", mininterval=0.5, dynamic_ncols=True)
-
-
-def _describe(bar: Any, run: Run) -> None:
-    if bar.disable:
-        return
-    done = run.history[-1] if len(run.history) else {}
-    train = run.train_elbo if run.batch else done.get("train_elbo")
-    figures = {"train": train, "validation": done.get("validation_elbo")}
-    text = ", ".join(f"{name} {value:.2f}" for name, value in figures.items() if value is not None)
-    bar.set_description(f"epoch {min(run.epoch + 1, run.epochs)}/{run.epochs}", refresh=False)
-    bar.set_postfix_str(f"ELBO {text} nats", refresh=False)
+def _exit(run: Run, checkpoints: Sequence[Checkpoint], polite_stop: PoliteStop) -> SystemExit:
+    """Say how to go on after a polite stop; return the exception that ends the process."""
+    directory = str(checkpoints[0].directory)
+    print(f"pyro_vae: stopped at {run.where}. Go on with fit(..., resume={directory!r}).", file=sys.stderr)
+    stop = SystemExit(128 + (polite_stop.signal or signal.SIGTERM))
+    stop.history = run.history  # type: ignore[attr-defined]
+    return stop

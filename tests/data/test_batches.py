@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pyro_vae.data import Batches, binarise
+from pyro_vae.data import Batches, binarize
 
 N = 103
 IMAGES = torch.randint(0, 256, (N, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -63,7 +63,7 @@ def test_orders_are_uniform():
 
 
 def make(**options) -> Batches:
-    return Batches(IMAGES, ROWS, **{"batch_size": 10, "shuffle": True, "seed": 3, "transform": binarise} | options)
+    return Batches(IMAGES, ROWS, **{"batch_size": 10, "shuffle": True, "seed": 3, "transform": binarize} | options)
 
 
 def test_a_batch_is_a_pure_function_of_seed_epoch_and_number():
@@ -161,7 +161,7 @@ def test_arrays_and_tensors_are_alike():
     assert same(list(Batches(array, ROWS.numpy(), **OPTIONS)), list(Batches(IMAGES, ROWS, **OPTIONS)))
 
 
-OPTIONS = {"batch_size": 10, "shuffle": True, "transform": binarise}
+OPTIONS = {"batch_size": 10, "shuffle": True, "transform": binarize}
 
 
 def test_copies_and_pickles_go_on_alike():
@@ -238,7 +238,7 @@ def test_says_what_it_is():
         ([IMAGES], {"batch_size": 104, "drop_last": True}, ValueError, "batch_size: expected at most the 103 data"),
         ([IMAGES], {"seed": -1}, ValueError, r"seed: expected an integer in \[0, 2\*\*63\), got -1"),
         ([IMAGES], {"seed": None}, TypeError, "seed: expected an integer, got NoneType"),
-        ([IMAGES], {"transform": "binarise"}, TypeError, "transform: expected a function .* got str"),
+        ([IMAGES], {"transform": "binarize"}, TypeError, "transform: expected a function .* got str"),
     ],
 )
 def test_bad_arguments(data, options, error, message):

@@ -128,10 +128,10 @@ FAULTS = {
     "header cut": (TRAIN_LABELS, lambda p: os.truncate(p, 6), "is truncated: expected a header of 8 bytes, got 6"),
     "magic cut": (TRAIN_LABELS, lambda p: os.truncate(p, 3), "is truncated"),
     "empty": (TEST_LABELS, lambda p: os.truncate(p, 0), "is truncated: expected a header of 8 bytes, got 0"),
-    "too long": (TEST_LABELS, lambda p: p.write_bytes(p.read_bytes() + b"x"), "has bytes too many: expected 18 bytes"),
+    "too long": (TEST_LABELS, lambda p: p.write_bytes(p.read_bytes() + b"x"), "is too long: expected 18 bytes"),
     "text": (TRAIN_IMAGES, lambda p: p.write_text("<html>404</html>"), "is not an IDX file of bytes with 3 dim"),
     "swapped": (TRAIN_IMAGES, lambda p: p.write_bytes((p.parent / TRAIN_LABELS).read_bytes()), "is not an IDX file"),
-    "packed": (TRAIN_IMAGES, lambda p: p.write_bytes(gzip.compress(p.read_bytes())), "is still packed.*gunzip"),
+    "packed": (TRAIN_IMAGES, lambda p: p.write_bytes(gzip.compress(p.read_bytes())), "is compressed by gzip.*gunzip"),
     "absurd size": (TRAIN_IMAGES, lambda p: patch(p, 4, b"\xff" * 12), "is truncated: expected 7922816"),
     "label range": (TRAIN_LABELS, lambda p: patch(p, 10, b"\x11"), "expected labels 0..9, got 17"),
     "label count": (

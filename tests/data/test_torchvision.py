@@ -86,7 +86,7 @@ def test_a_missing_operator_is_declared_once(failing):
 )
 def test_any_other_failure_is_reported_and_leaves_nothing_behind(messages, failing):
     state = failing(*messages)
-    with pytest.raises(ImportError, match=f"torchvision: cannot be imported beside torch .*: {messages[-1]}"):
+    with pytest.raises(ImportError, match=f"torchvision: cannot be imported with torch .*: {messages[-1]}"):
         import_torchvision()
     assert state.attempts == len(messages)
     assert list(state.modules) == ["torch", "torchvisionary"]

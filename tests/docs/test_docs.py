@@ -7,22 +7,25 @@ shown. A block that cannot run says why in the line before it: ``<!-- not run: t
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import io
 import math
+import os
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
+from PIL import Image
 
 import pyro_vae as pv
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[^\S\n]*$", re.MULTILINE | re.DOTALL)
 NOT_RUN = re.compile(r"<!-- not run: \S.*-->\s*\Z")
@@ -86,24 +89,117 @@ def _same_part(said: str, printed: str) -> bool:
 def test_python_of_the_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": page.stem}
+    if page == ROOT / "CONTRIBUTING.md":
+        namespace["__package__"] = "pyro_vae.likelihoods"  # where its file would be
     if page == ROOT / "README.md":
-        # A sketch over data that its reader has; captured, but without seconds of C++ compilation.
-        x = torch.rand(8, 784).round()
-        namespace |= {"train": [x], "valid": [x], "x": x[:2]}
+        # Run as pasted, except that the captured graph is not compiled, which takes seconds and gives the same.
         monkeypatch.setattr(pv, "CompiledSVI", functools.partial(pv.CompiledSVI, compile="graph"))
     run_page(page, namespace)
 
 
+EXCERPT = re.compile(r"^<!-- not run: an excerpt of (\S+) -->\n```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def code_of_functions(source: str) -> dict[str, str]:
+    """The code of every function by its name, without docstring and type annotations."""
+    functions = {}
+    for function in ast.walk(ast.parse(source)):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        if ast.get_docstring(function) is not None:
+            function.body = function.body[1:]
+        function.returns = None
+        for argument in [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]:
+            argument.annotation = None
+        for argument in (function.args.vararg, function.args.kwarg):
+            if argument is not None:
+                argument.annotation = None
+        functions[function.name] = ast.unparse(function)
+    return functions
+
+
+def require_excerpts_of_their_files(text: str) -> int:
+    excerpts = EXCERPT.findall(text)
+    for file, excerpt in excerpts:
+        in_file = code_of_functions((ROOT / file).read_text(encoding="utf-8"))
+        for name, code in code_of_functions(excerpt).items():
+            assert code == in_file.get(name), f"{file}: {name}"
+    return len(excerpts)
+
+
+@pytest.mark.parametrize(("page", "number"), [("README.md", 1), ("docs/first_vae.md", 1)])
+def test_excerpts_are_what_the_files_say(page, number):
+    assert require_excerpts_of_their_files((ROOT / page).read_text(encoding="utf-8")) == number
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), [("self.prior()", "self.posterior(x)"), ("beta=1.0", "beta=2.0"), ("def guide", "def gide")]
+)
+def test_a_wrong_excerpt_is_seen(right, wrong):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert right in text
+    with pytest.raises(AssertionError, match=r"pyro_vae/models/vae.py"):
+        require_excerpts_of_their_files(text.replace(right, wrong))
+
+
+def test_the_picture_is_small():
+    picture = ROOT / "docs" / "images" / "mnist.png"
+    assert "](docs/images/mnist.png)" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert picture.stat().st_size < 200_000
+
+
+def test_the_picture_is_composed_from_those_of_the_example(tmp_path):
+    Image.new("RGB", (100, 50), "black").save(tmp_path / "reconstructions.png")
+    Image.new("RGB", (60, 60), "white").save(tmp_path / "samples.png")
+    composed = runpy.run_path(str(ROOT / "docs" / "images" / "mnist.py"))
+    composed["compose"](tmp_path, tmp_path / "mnist.png")
+    with Image.open(tmp_path / "mnist.png") as picture:
+        grey = picture.convert("L")
+    # Both at the same height, the wider one on the left, black; then the margin and the other one, white.
+    assert grey.size == (2 * composed["HEIGHT"] + composed["MARGIN"] + composed["HEIGHT"], composed["HEIGHT"])
+    assert grey.getpixel((10, 10)) == 0
+    assert grey.getpixel((grey.width - 10, 10)) == 255
+
+
+def anchors_of(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: Path) -> list[str]:
+    """Links of a page to files or headings that do not exist."""
+    text = page.read_text(encoding="utf-8")
+    broken = []
+    for link in LINK.findall(FENCE.sub("", text)):
+        target, _, anchor = link.partition("#")
+        if "://" in target:
+            continue
+        file = page.parent / target if target else page
+        if not file.exists() or (anchor and anchor not in anchors_of(file.read_text(encoding="utf-8"))):
+            broken.append(link)
+    return broken
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_of_the_page_lead_somewhere(page):
-    targets = [link.partition("#")[0] for link in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8")))]
-    missing = [target for target in targets if target and "://" not in target and not (page.parent / target).exists()]
-    assert not missing
+    assert broken_links(page) == []
+
+
+def test_a_broken_link_is_seen(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A title\n## Appendix B: more\n[a](#a-title) [b](page.md#appendix-b-more) [c](https://pyro.ai#x)\n"
+        "[d](other.md) [e](#appendix-b) [f](page.md#a)\n",
+        encoding="utf-8",
+    )
+    assert broken_links(page) == ["other.md", "#appendix-b", "page.md#a"]
 
 
 def test_every_page_is_in_the_index():
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    assert [page.name for page in PAGES[1:] if page.name != "README.md" and f"]({page.name})" not in index] == []
+    links = [os.path.relpath(page, ROOT / "docs") for page in PAGES if page != ROOT / "docs" / "README.md"]
+    assert [link for link in links if f"]({link})" not in index] == []
 
 
 @pytest.mark.parametrize(

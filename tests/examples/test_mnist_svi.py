@@ -76,7 +76,7 @@ def require_figures_of_the_weights(example, folder, flags, metrics):
     args = example.parse_arguments(flags)
     images = example.load_images(args)
     vae = example.build_vae(args, images.train_images)
-    as_data = functools.partial(pv.data.binarise, seed=1) if args.likelihood == "bernoulli" else pv.data.to_float
+    as_data = functools.partial(pv.data.binarize, seed=1) if args.likelihood == "bernoulli" else pv.data.to_float
     x = as_data(images.test_images)
 
     def distance():

@@ -34,11 +34,11 @@ def images(n: int = N, seed: int = 0) -> torch.Tensor:
 
 def batches(kind: str) -> Any:
     if kind == "loader":
-        return DataLoader(TensorDataset(pv.data.binarise(images(), seed=1)), batch_size=16, shuffle=True)
+        return DataLoader(TensorDataset(pv.data.binarize(images(), seed=1)), batch_size=16, shuffle=True)
     if kind in ("fork", "forkserver"):
-        dataset = TensorDataset(pv.data.binarise(images(), seed=1))
+        dataset = TensorDataset(pv.data.binarize(images(), seed=1))
         return DataLoader(dataset, batch_size=16, shuffle=True, num_workers=2, multiprocessing_context=kind)
-    return pv.data.Batches(images(), batch_size=16, shuffle=True, seed=3, transform=pv.data.binarise)
+    return pv.data.Batches(images(), batch_size=16, shuffle=True, seed=3, transform=pv.data.binarize)
 
 
 def train(
@@ -75,7 +75,7 @@ def train(
         svi,
         batches(data),
         epochs=epochs,
-        validation=pv.data.Batches(images(50, seed=9), batch_size=20, transform=pv.data.binarise),
+        validation=pv.data.Batches(images(50, seed=9), batch_size=20, transform=pv.data.binarize),
         schedules={"beta": linear_warmup(3)},
         callbacks=[EarlyStopping(patience=4), LearningRate(one_cycle(epochs)), *callbacks(), *saving],
         resume=directory if checkpoint else None,
@@ -88,7 +88,7 @@ def train(
 
 def all_that_came_out(vae: Any, svi: Any, history: Any) -> dict[str, Any]:
     """Weights, optimiser and the next random numbers as digests; figures to the bit; a test metric."""
-    metric = svi.evaluate_loss(pv.data.binarise(images(40, seed=11), seed=0))
+    metric = svi.evaluate_loss(pv.data.binarize(images(40, seed=11), seed=0))
     return {
         "history": [{k: float(v).hex() for k, v in row.items() if k != "seconds"} for row in history],
         "weights": digest(vae.state_dict().values()),

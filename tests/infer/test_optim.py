@@ -13,11 +13,6 @@ from torch import Tensor
 from pyro_vae.infer import Adam, FusedOptim
 
 
-@pytest.fixture(autouse=True)
-def _fresh() -> None:
-    pyro.clear_param_store()
-
-
 def model(x: Tensor, more: bool = False) -> None:
     loc = pyro.param("loc", torch.tensor([0.0, 1.0]))
     if more:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
-from tiny import images, make, same, weights
+from tiny import images, make, parameters_of, same
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -28,7 +28,8 @@ class Recorder:
         self.optim = SimpleNamespace(get_state=dict)
 
     def model(self, x: Any, y: Any = None, *, size: Any = None, beta: Any = 1.0) -> None:
-        pass
+        with pyro.plate("data", len(x)):
+            pyro.sample("zero", dist.Delta(torch.zeros(len(x))), obs=torch.zeros(len(x)))
 
     def guide(self, x: Any, y: Any = None, *, size: Any = None, beta: Any = 1.0) -> None:
         pass
@@ -52,7 +53,7 @@ def test_equals_the_loop_people_write_by_hand() -> None:
     ours = make()
     torch.manual_seed(1)
     history = fit(ours.svi, batches, epochs=3, progress=False)
-    assert same(weights(ours.vae), weights(by_hand.vae))
+    assert same(parameters_of(ours.vae), parameters_of(by_hand.vae))
     assert history["train_elbo"] == pytest.approx([-loss / 50 for loss in losses], rel=1e-12)
 
 
@@ -186,7 +187,10 @@ def test_batches_go_on_where_an_earlier_fit_ended() -> None:
         ({"validation": []}, ValueError, "validation: expected at least one batch"),
         ({"train": iter([torch.ones(5, 6)]), "epochs": 2}, ValueError, "got none in epoch 2.*not a generator"),
         (
-            {"train": [(torch.ones(5, 6),) * 2]},
+            {
+                "svi": SVI(lambda x: None, lambda x: None, pyro.optim.Adam({}), Trace_ELBO()),
+                "train": [(torch.ones(5, 6),) * 2],
+            },
             TypeError,
             "train: expected batches that are the positional.*transform=",
         ),
@@ -219,6 +223,8 @@ def test_batches_go_on_where_an_earlier_fit_ended() -> None:
         ({"callbacks": "print"}, TypeError, r"callbacks: expected a list .*got 'print'"),
         ({"transform": 3}, TypeError, "transform: expected a function of a batch, got 3. Give"),
         ({"size": 0}, ValueError, "size: expected an integer of at least 1, got 0"),
+        ({"rows": 16}, TypeError, "rows: expected a function of the batch's arguments, got 16. Give"),
+        ({"rows": lambda x: None}, ValueError, "rows: expected a function that returns a number of data, got None"),
         ({"on_nonfinite": "ignore"}, ValueError, 'on_nonfinite: expected "raise" or "restore"'),
     ],
 )
@@ -226,6 +232,45 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], messag
     m = make()
     with pytest.raises(error, match=message):
         fit(**{"svi": m.svi, "train": images().split(16), "epochs": 1, "progress": False, **arguments})
+
+
+def test_what_interrupts_a_run_carries_the_history_and_leaves_no_gradient() -> None:
+    def losses(interrupted: bool) -> Any:
+        pyro.clear_param_store()
+        m = make()
+        guide, calls = m.svi.guide, []
+
+        def interrupting(*args: Any, **kwargs: Any) -> Any:
+            calls.append(None)
+            if interrupted and len(calls) == 7:  # 1 look, 4 steps, and the second one of the next epoch
+                next(iter(m.vae.parameters())).grad = torch.ones_like(next(iter(m.vae.parameters())))
+                raise KeyboardInterrupt
+            return guide(*args, **kwargs)
+
+        m.svi.guide = interrupting
+        if interrupted:
+            with pytest.raises(KeyboardInterrupt) as caught:
+                fit(m.svi, images().split(16), epochs=3, progress=False)
+            assert caught.value.history["steps"] == [4]  # type: ignore[attr-defined]
+        return [p.grad for p in m.vae.parameters()]
+
+    assert all(gradient is None or not gradient.any() for gradient in losses(True))
+
+
+def test_an_error_carries_the_history() -> None:
+    m = make()
+    bad = [*images(32).split(16), images(16) * 0.5]
+
+    class Data:
+        epoch = -1
+
+        def __iter__(self) -> Any:
+            self.epoch += 1
+            return iter(bad if self.epoch == 2 else bad[:2])
+
+    with pytest.raises(ValueError, match="epoch 3, batch 3") as caught:
+        fit(m.svi, Data(), epochs=9, progress=False)
+    assert caught.value.history["epoch"] == [1, 2]  # type: ignore[attr-defined]
 
 
 def test_the_bar_shows_elbos_epochs_and_the_time_that_remains(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
-from tiny import images, make, same, weights
+from tiny import images, make, parameters_of, same
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -32,7 +32,7 @@ def test_validation_moves_no_weight_and_no_generator() -> None:
         torch.manual_seed(3), random.seed(3), np.random.seed(3)
         m = make(seed=3, batch_norm=True)
         fit(m.svi, images().split(16), epochs=2, validation=validation, progress=False)
-        outcomes.append((weights(m.vae), torch.rand(1), random.random(), np.random.rand()))
+        outcomes.append((parameters_of(m.vae), torch.rand(1), random.random(), np.random.rand()))
     assert same(outcomes[0][0], outcomes[1][0])  # batch normalisation's running means included
     assert outcomes[0][1:] == outcomes[1][1:]
 
@@ -83,7 +83,7 @@ def test_modules_that_plain_functions_close_over_are_in_eval_mode_too() -> None:
             module.reset_parameters()
         svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
         fit(svi, images().split(25), epochs=2, validation=validation, progress=False)
-        outcomes.append(weights(encoder))
+        outcomes.append(parameters_of(encoder))
         assert encoder.training
     assert same(*outcomes)
 

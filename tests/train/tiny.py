@@ -9,7 +9,8 @@ import pyro
 import torch
 from pyro.infer import SVI, Trace_ELBO
 
-import pyro_vae as pv
+from pyro_vae.train import Callback, fit
+from tests.helpers import small_vae
 
 
 def make(
@@ -17,14 +18,9 @@ def make(
 ) -> Any:
     """A VAE of 6 pixels, seeded, and the SVI that trains it."""
     torch.manual_seed(seed)
-    network: Any = pv.MLP(6, 4, hidden_dims=hidden)
+    vae = small_vae(hidden_dims=hidden)
     if batch_norm:
-        network = torch.nn.Sequential(torch.nn.BatchNorm1d(6), network)
-    vae = pv.VAE(
-        pv.StandardNormalPrior(2),
-        pv.BernoulliLikelihood(pv.MLP(2, 6, hidden_dims=hidden)),
-        pv.DiagonalNormalPosterior(network),
-    )
+        vae.posterior.network = torch.nn.Sequential(torch.nn.BatchNorm1d(6), vae.posterior.network)
     optim = pyro.optim.Adam({"lr": 1e-2}) if optim is None else optim
     return SimpleNamespace(vae=vae, svi=svi(vae.model, vae.guide, optim, Trace_ELBO()))
 
@@ -37,9 +33,26 @@ def images(n: int = 50, seed: int = 0) -> torch.Tensor:
     return (torch.rand(n, 6, generator=generator) < torch.where(flip, probs, 1 - probs)).float()
 
 
-def weights(vae: torch.nn.Module) -> dict[str, torch.Tensor]:
+def parameters_of(vae: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in vae.state_dict().items()}
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def train(callbacks: list[Any], epochs: int = 3, m: Any = None, **keywords: Any) -> Any:
+    m = make() if m is None else m
+    return fit(m.svi, images().split(16), epochs=epochs, callbacks=callbacks, progress=False, **keywords)
+
+
+class Figures(Callback):
+    """Puts given numbers in place of the validation figures, and a mark of the epoch into a parameter."""
+
+    def __init__(self, figures: list[float]) -> None:
+        self.figures = figures
+
+    def epoch_end(self, run: Any) -> None:
+        run.history._rows[-1]["validation_elbo"] = self.figures[run.epoch - 1]
+        with torch.no_grad():
+            next(iter(run.parameters.values())).fill_(run.epoch)

@@ -24,7 +24,7 @@ def pyro_vae_fit_bf16(problem: EpochProblem) -> Run:
 
 
 def _fit(problem: EpochProblem, precision: Literal["float32", "bf16"] = "float32") -> Run:
-    train = pv.data.Batches(images(problem), batch_size=problem.batch_size, shuffle=True, transform=pv.data.binarise)
+    train = pv.data.Batches(images(problem), batch_size=problem.batch_size, shuffle=True, transform=pv.data.binarize)
     decoder = pv.MLP(problem.latent_dim, PIXELS, hidden_dims=(problem.hidden_dim,), activation=nn.Softplus)
     encoder = pv.MLP(PIXELS, 2 * problem.latent_dim, hidden_dims=(problem.hidden_dim,), activation=nn.Softplus)
     prior, likelihood = pv.StandardNormalPrior(problem.latent_dim), pv.BernoulliLikelihood(decoder)

@@ -1,6 +1,8 @@
 """SVI whose step is captured once as a graph of tensor operations, compiled, and run as such from then on."""
 
-from .svi import CompiledSVI
-from .trace import CaptureError
+from __future__ import annotations
 
-__all__ = ["CaptureError", "CompiledSVI"]
+from .errors import CaptureError, CaptureWarning
+from .svi import CompiledSVI
+
+__all__ = ["CaptureError", "CaptureWarning", "CompiledSVI"]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable
 
-from .captured_step import Captured
-from .dependencies import Snapshot
+from ..._warn import warn
+from .captured_step import CapturedStep
+from .errors import CaptureError, CaptureWarning
+from .watch import Watch
 
-_CALLER = 6  # frames from a warning here to the line that called step()
+__all__ = ["Cache"]
+
+_CHANGES = 3  # times that what a kind of call reads has changed before its capture, after which it is refused
+_REFUSALS = 8  # kinds of calls refused, and none captured, after which no further one is tried
 
 
-class Graphs:
+class Cache:
     """Captured graphs by the key of a call, and what is known of keys that may become one.
 
     Args:
@@ -20,64 +24,83 @@ class Graphs:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.calls = 0  # that a graph answered
-        self._kept: dict[Hashable, list[Captured]] = {}
-        self._seen: dict[Hashable, Snapshot] = {}  # keys that Pyro ran last, and what that run could see
-        self._new_keys = self._changes = 0
+        self._kept: dict[Hashable, list[CapturedStep]] = {}
+        self._seen: dict[Hashable, Watch] = {}  # keys that Pyro ran last, and what that run read
+        self._refused: set[Hashable] = set()
+        self._changes: dict[Hashable, int] = {}
+        self._new_keys = 0
         self._said_full = False
 
     def __len__(self) -> int:
         return sum(len(graphs) for graphs in self._kept.values())
 
-    def find(self, key: Hashable) -> Captured | None:
-        """The graph that stands for such a call as things are now."""
-        return next((graph for graph in self._kept.get(key, ()) if graph.snapshot.change() is None), None)
+    def counts(self) -> dict[Hashable, int]:
+        """How many calls of each kind were made, the one that Pyro ran before the capture included."""
+        seen = dict.fromkeys(self._seen, 1)
+        return seen | {key: 1 + graphs[-1].calls for key, graphs in self._kept.items() if graphs}
 
-    def keep(self, key: Hashable, graph: Captured) -> None:
-        del self._seen[key]
+    def find(self, key: Hashable) -> CapturedStep | None:
+        """Return the graph that stands for such a call as things are now."""
+        return next((graph for graph in self._kept.get(key, ()) if graph.watch.change() is None), None)
+
+    def keep(self, key: Hashable, graph: CapturedStep) -> None:
+        """Keep a graph that was captured."""
+        self._seen.pop(key, None)
         self._kept.setdefault(key, []).append(graph)
 
-    def to_capture(self, key: Hashable) -> Snapshot | None:
-        """What Pyro's last run of such a call could see, if it is time to capture: nothing has changed since."""
-        snapshot = self._seen.get(key)
-        change = snapshot.change() if snapshot is not None else None
-        if snapshot is not None and change is None and self._has_room(key):
-            return snapshot
-        if snapshot is None:
+    def drop(self, key: Hashable, graph: CapturedStep) -> None:
+        """Forget a graph."""
+        self._kept[key].remove(graph)
+
+    def refuse(self, key: Hashable) -> None:
+        """Leave such calls to Pyro from now on."""
+        self._seen.pop(key, None)
+        self._refused.add(key)
+
+    def refused(self, key: Hashable) -> bool:
+        """Whether such calls are left to Pyro; all are, once many kinds were refused and none was captured."""
+        return key in self._refused or (len(self._refused) >= _REFUSALS and not len(self))
+
+    def to_capture(self, key: Hashable) -> Watch | None:
+        """What Pyro's last run of such a call read, if it is time to capture: nothing has changed since."""
+        watch = self._seen.get(key)
+        change = watch.change() if watch is not None else None
+        if watch is not None and change is None and self._has_room(key):
+            return watch
+        if watch is None:
             self._new_keys += 1
         elif change is not None:
-            self._changes += 1
-            if self._changes == 20:
-                warnings.warn(
-                    f"steps are not captured, since state that they may depend on differs from call to call: {change}. "
-                    "Pass it as a tensor argument, or use compile=False to leave every step to Pyro.",
-                    stacklevel=_CALLER - 1,
+            self._changes[key] = self._changes.get(key, 0) + 1
+            if self._changes[key] == _CHANGES:
+                raise CaptureError(
+                    f"what model, guide or objective reads differs from call to call: {change}. Pass it as a tensor "
+                    "argument."
                 )
-        if self._new_keys == 8 * self.most:
-            warnings.warn(
+        if self._new_keys == 2 * self.most:
+            warn(
                 f"{self._new_keys} calls came with shapes or Python values not seen before and were run by Pyro. "
                 "Pass values that change as tensors, torch.tensor(beta) for instance.",
-                stacklevel=_CALLER - 1,
+                CaptureWarning,
             )
             self._new_keys += 1
         return None
 
-    def seen(self, key: Hashable, snapshot: Snapshot) -> None:
-        """Notes what Pyro's run of such a call could see."""
+    def seen(self, key: Hashable, watch: Watch) -> None:
+        """Note what Pyro's run of such a call read."""
         if len(self._seen) > 16 * self.most:
             self._seen.clear()
-        self._seen[key] = snapshot
+        self._seen[key] = watch
 
     def _has_room(self, key: Hashable) -> bool:
         if len(self) >= self.most:  # graphs of this key that hold no longer make way
-            self._kept[key] = [graph for graph in self._kept.get(key, ()) if graph.snapshot.change() is None]
+            self._kept[key] = [graph for graph in self._kept.get(key, ()) if graph.watch.change() is None]
         if len(self) < self.most:
             return True
         if not self._said_full:
             self._said_full = True
-            warnings.warn(
+            warn(
                 f"max_captures={self.most} graphs are kept already; calls with further shapes or Python values are run "
                 "by Pyro. Pass values that change as tensors, or raise max_captures.",
-                stacklevel=_CALLER,
+                CaptureWarning,
             )
         return False

@@ -1,65 +1,152 @@
-"""One captured graph, ready to run on new inputs."""
+"""One captured graph, ready to run on new inputs, and the update that belongs to it."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from pyro.optim import PyroOptim
-from torch import Tensor
+from torch import Tensor, fx
 
+from ..optim import FusedOptim
 from ..update import update
-from .dependencies import Snapshot
+from .gradients import Gradients
 from .guarded_adam import GuardedAdam
+from .undo import undone, writes_to
+from .watch import Watch
+
+__all__ = ["CapturedStep", "Outputs", "Traced"]
 
 
 class Traced(NamedTuple):
-    """What the run under the tracer met; the graph returns losses, then gradients, then what ``adam`` asks for."""
+    """What one run of model, guide and objective did: the graph returns losses, then gradients, then three flags."""
 
     params: dict[str, Tensor]
     trained: list[Tensor]  # those with a gradient
     loss_type: type[tuple[Any, ...]] | None  # None for a single loss
     losses: int
-    adam: GuardedAdam | None
 
 
-class Captured:
-    """A graph with the tensors that it holds and the update that belongs to it."""
+class Outputs(NamedTuple):
+    """What a run of the graph gives."""
+
+    losses: list[Tensor]
+    grads: list[Tensor]
+    flags: list[Tensor]
+
+
+class CapturedStep:
+    """A graph, the tensors that it holds, and the update of the parameters.
+
+    Args:
+        kind: ``"step"``, ``"backward"`` or ``"loss"``.
+        graph: takes ``held`` and then the inputs; runs uncompiled.
+        held: tensors that model, guide and objective close over.
+        watch: what the graph depends on besides its inputs.
+        optim: updates the parameters after a ``"step"``.
+        traced: what the graph returns.
+        gradients: what Pyro would leave in ``.grad`` of the parameters.
+    """
 
     def __init__(
         self,
-        kind: str,
-        run: Callable[..., Any],
+        kind: Any,
+        graph: fx.GraphModule,
         held: list[Tensor],
-        snapshot: Snapshot,
-        optim: PyroOptim,
+        watch: Watch,
+        optim: Any,
         traced: Traced,
+        gradients: Gradients,
     ) -> None:
         self.kind = kind
-        self.snapshot = snapshot
-        self._run = run
+        self.watch = watch
+        self.traced = traced
+        self.may_fail = any(node.target is torch.ops.aten._linalg_check_errors.default for node in graph.graph.nodes)
+        self.calls = 0
+        self.held_since = 0  # the last call whose comparison with Pyro held
+        self.graph: Callable[..., Any] = graph
+        self.run: Callable[..., Any] = graph  # compiled, once it is
         self._held = [t.detach() for t in held]
+        self._written = [t for t, written in zip(self._held, _written(graph), strict=False) if written]
         self._optim = optim
-        self._traced = traced
         self._params = list(traced.params.values())
+        self._gradients = gradients
+        trained = {id(p) for p in traced.trained}
+        self._others = [p for p in self._params if id(p) not in trained]
+        self._adam: GuardedAdam | None = None
+        self._momentum_only: list[Tensor] = []
+        self._grads: list[Tensor | None] = [None] * len(self._params)  # what stood in .grad at the last look
+        self._versions: list[int] = []
+
+    def outputs(self, run: Callable[..., Any], tensors: list[Tensor]) -> Outputs:
+        """Run the graph, as ``self.graph`` or ``self.run``, on new inputs."""
+        losses, grads = self.traced.losses, self.traced.losses + len(self.traced.trained)
+        with torch.no_grad():
+            out = list(run(*self._held, *tensors))
+        return Outputs(out[:losses], out[losses:grads], out[grads:])
+
+    def adds_to_gradients(self) -> bool:
+        """Whether somebody put gradients there since, which Pyro's step would add to."""
+        grads = [p.grad for p in self._params]
+        same = all(map(operator.is_, grads, self._grads))
+        if same and [g._version for g in grads if g is not None] == self._versions:
+            return False
+        if self._gradients.foreign(self._params):
+            return True
+        self._grads = [p.grad for p in self._params]
+        self._versions = [g._version for g in self._grads if g is not None]
+        # A parameter that had a gradient in another call has zeros now, and its momentum goes on, as in Pyro.
+        self._momentum_only = [p for p in self._others if p.grad is not None]
+        self._adam = None
+        return False
+
+    def outputs_undone(self, run: Callable[..., Any], tensors: list[Tensor]) -> Outputs:
+        """The same, and leave buffers and random numbers as they were."""
+        before = [t.clone() for t in self._written]  # a compiled graph's writes pass unseen
+        with undone(self._params):  # which undoes what is written to the outputs, too
+            out = Outputs(*([t.clone() for t in part] for part in self.outputs(run, tensors)))
+        for t, value in zip(self._written, before, strict=True):
+            t.copy_(value)
+        return out
 
     def __call__(self, tensors: list[Tensor]) -> Any:
-        traced = self._traced
-        with torch.no_grad():
-            out = list(self._run(*self._held, *tensors))
-            losses = out[: traced.losses]
-            loss = traced.loss_type(losses) if traced.loss_type is not None else losses[0]
-            if self.kind == "loss":
-                return loss
-            grads = out[traced.losses : traced.losses + len(traced.trained)]
-            if traced.adam is not None:
-                traced.adam(grads, *out[traced.losses + len(grads) :])
-                traced.adam.optim.step_scheduler()
-                return loss
-        for p, grad in zip(traced.trained, grads, strict=True):
+        """Run the graph and do with its gradients what the call is for."""
+        out = self.outputs(self.run, tensors)
+        loss = self.traced.loss_type(out.losses) if self.traced.loss_type is not None else out.losses[0]
+        if self.kind == "loss":
+            return loss
+        if self.kind == "step" and self._adam_applies():
+            assert self._adam is not None
+            self._adam(out.grads + self._gradients.zeros(self._momentum_only), *out.flags)
+            self._optim.step_scheduler()
+            return loss
+        for p, grad in zip(self.traced.trained, out.grads, strict=True):
             p.grad = grad
         if self.kind == "backward":
+            self._gradients.reset(self._others)
             return loss, self._params
-        update(self._optim, losses, self._params)
+        update(self._optim, out.losses, self._params)
+        self._gradients.reset(self._params)
         return loss
+
+    def _adam_applies(self) -> bool:
+        """Whether the fused update may be used, made anew where the optimizer or what has momentum has changed."""
+        if not isinstance(self._optim, FusedOptim):
+            return False
+        if self._adam is None or not self._adam.holds():
+            self._optim.register(self._params)
+            members = self.traced.trained + self._momentum_only
+            self._adam = GuardedAdam(self._optim, members) if GuardedAdam.fits(self._optim, members) else None
+        return self._adam is not None
+
+
+def _written(graph: fx.GraphModule) -> list[bool]:
+    """Which of its inputs a graph writes to."""
+    written: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        for argument in writes_to(node.target, node.args, node.kwargs) if node.op == "call_function" else ():
+            while isinstance(argument, fx.Node) and argument.op == "call_function":  # a view of an input
+                argument = argument.args[0]
+            written.add(argument)
+    return [node in written for node in graph.graph.find_nodes(op="placeholder")]

@@ -2,185 +2,66 @@
 
 from __future__ import annotations
 
+import collections.abc
 import functools
+import io
+import random
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-import pyro
+import numpy as np
 import torch
 from pyro.infer.elbo import ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-_MISSING = object()
-_LIBRARIES = {"torch", "pyro", "pyro_vae", "numpy", "scipy", "sklearn", "matplotlib", "tqdm"}
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+from .errors import CaptureError
+from .reading import MISSING, Read, contents_of, reads_of
+from .watch import PLAIN, Watch
+
+__all__ = ["calls_of", "dependencies_of"]
+
+_LIBRARIES = {"torch", "pyro", "pyro_vae", "numpy", "scipy", "sklearn", "matplotlib", "tqdm", "builtins", "math"}
+_MOVING = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random, collections.abc.Iterator)
+# Attributes of torch's and Pyro's modules that are fixed when they are made, or that a run changes without an effect.
+_FIXED = {
+    *("in_features", "out_features", "in_channels", "out_channels", "num_features", "normalized_shape"),
+    *("kernel_size", "stride", "padding", "dilation", "groups", "transposed", "output_padding", "padding_mode"),
+    *("elementwise_affine", "affine", "inplace", "_is_full_backward_hook", "call_super_init", "dump_patches"),
+}
+_FEW = 32  # entries of a list or dictionary of plain values that is compared as a whole
 
 
-class Snapshot:
-    """The plain values, tensors (by identity) and submodules that some functions can see, as they are now.
+def dependencies_of(
+    functions: Iterable[Any], modules: Iterable[nn.Module] = (), params: dict[str, Tensor] | None = None
+) -> Watch:
+    """Return a watch over the Python values that some functions read.
 
-    Watched are the attributes of every ``nn.Module`` reached from the functions (training flags, parameters, buffers
-    and submodules among them) or called while :func:`calls_of` listened, their closures, defaults and the globals they
-    name, and where each parameter lives, whether it asks for a gradient, and its place in Pyro's store. The *contents*
-    of lists, dictionaries and numpy arrays are not watched, nor what a helper object keeps under a name that the
-    functions do not use.
+    Watched are: what the code of the functions, and of the user's functions and methods that they call, reads by name
+    (globals, closed-over variables, defaults, chains such as ``self.cfg.beta``); the attributes of every ``nn.Module``
+    among these or called while :func:`calls_of` listened (training flags, parameters, buffers and submodules among
+    them); lists and dictionaries of up to 32 plain values as a whole; the parameters. What else changes inside a list,
+    a dictionary, an array or an object is found by the audit.
 
     Args:
         functions: model, guide, objective.
         modules: further modules.
         params: unconstrained parameters by their name in Pyro's store.
+
+    Raises:
+        CaptureError: the functions read a random number generator or an iterator, which a graph would freeze.
     """
-
-    def __init__(
-        self,
-        functions: Iterable[Any],
-        modules: Iterable[nn.Module] = (),
-        params: dict[str, Tensor] | None = None,
-    ) -> None:
-        self._values: list[tuple[Any, Any, Any, str]] = []  # (dictionary, key, value, whose)
-        self._sizes: list[tuple[Any, int, str]] = []
-        self._cells: list[tuple[types.CellType, Any, str]] = []
-        self._seen: set[int] = set()
-        self._keep: list[Any] = []  # an id stays unique only while its object lives
-        for function in functions:
-            self._walk(function)
-        for module in modules:
-            self._walk(module)
-        self.params = dict(params or {})
-        self._tensors: list[tuple[Tensor, int, torch.dtype, bool, str]] = []
-        self.watch_tensors(self.params)
-        # A module owns its parameters; a plain pyro.param lives in the store alone.
-        self._stored = {name: p for name, p in self.params.items() if "$$$" not in name}
-
-    def watch_values(self, entries: Iterable[tuple[dict[Any, Any], Any]], whose: str) -> None:
-        """Watches further ``(dictionary, key)`` entries."""
-        self._values += [(mapping, key, mapping.get(key, _MISSING), whose) for mapping, key in entries]
-
-    def watch_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Watches where further tensors live, by a name for each."""
-        self._tensors += [(t, t.data_ptr(), t.dtype, t.requires_grad, name) for name, t in tensors.items()]
-
-    def change(self) -> str | None:
-        """The first thing that differs from the snapshot, in words; None if nothing does."""
-        for mapping, key, value, whose in self._values:
-            now = mapping.get(key, _MISSING)
-            if now is not value and not _equal(now, value):
-                return f"{whose}: {key!r} was {_brief(value)} and is {_brief(now)}"
-        for mapping, size, whose in self._sizes:
-            if len(mapping) != size:
-                return f"{whose}: had {size} attributes or hooks and has {len(mapping)}"
-        for cell, value, whose in self._cells:
-            now = _contents(cell)
-            if now is not value and not _equal(now, value):
-                return f"{whose}: a closed-over variable was {_brief(value)} and is {_brief(now)}"
-        for p, address, dtype, requires_grad, name in self._tensors:
-            if p.data_ptr() != address or p.dtype is not dtype or p.requires_grad is not requires_grad:
-                return f"{name!r}: moved, cast, frozen or unfrozen"
-        if self._stored:
-            here = sum(self._stored.get(name) is p for name, p in pyro.get_param_store().named_parameters())
-            if here != len(self._stored):
-                return "Pyro's parameter store: a pyro.param was removed or replaced"
-        return None
-
-    def registered(self) -> bool:
-        """Whether every parameter still has its entry in Pyro's store."""
-        store = pyro.get_param_store()
-        return all(name in store for name in self.params)
-
-    # -- taking it -------------------------------------------------------------------------------------------------
-
-    def _walk(self, thing: Any) -> None:
-        if id(thing) in self._seen:
-            return
-        self._seen.add(id(thing))
-        self._keep.append(thing)
-        if isinstance(thing, nn.Module):
-            self._walk_module(thing)
-        elif isinstance(thing, types.MethodType):
-            names = _names(thing.__func__.__code__) if isinstance(thing.__func__, types.FunctionType) else None
-            self._walk_object(thing.__self__, names)
-            self._walk(thing.__func__)
-        elif isinstance(thing, types.FunctionType):
-            self._walk_function(thing)
-        elif isinstance(thing, functools.partial):
-            for part in (thing.func, *thing.args, *thing.keywords.values()):
-                self._walk(part)
-        elif isinstance(thing, ELBO | Messenger):
-            self._walk_object(thing, None)
-        elif callable(thing) and not isinstance(thing, type | types.BuiltinFunctionType):
-            self._walk_object(thing, None)
-            call = getattr(type(thing), "__call__", None)  # noqa: B004 (the function itself is wanted)
-            if isinstance(call, types.FunctionType):
-                self._walk(call)
-
-    def _walk_module(self, module: nn.Module) -> None:
-        whose = type(module).__name__
-        for name, value in vars(module).items():
-            if _watched(value):
-                self._values.append((vars(module), name, value, whose))
-        for part in (module._parameters, module._buffers, module._modules):
-            self._sizes.append((part, len(part), whose))
-            for name, value in part.items():
-                self._values.append((part, name, value, whose))
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            self._sizes.append((hooks, len(hooks), whose))
-        for child in module.children():
-            self._walk(child)
-
-    def _walk_object(self, owner: Any, names: set[str] | None) -> None:
-        """The attributes of an object that is no module: all of them, or those that a method's code names."""
-        if isinstance(owner, nn.Module):
-            self._walk(owner)
-            return
-        attributes = getattr(owner, "__dict__", None)
-        if not isinstance(attributes, dict):
-            return
-        for name, value in attributes.items():
-            if names is None or name in names:
-                self._watch(attributes, name, value, type(owner).__name__)
-
-    def _walk_function(self, function: types.FunctionType) -> None:
-        whose = function.__qualname__
-        if _is_library(function):  # a poutine around the user's function: look through its closure only
-            names: set[str] = set()
-        else:
-            names = _names(function.__code__)
-        for cell in function.__closure__ or ():
-            value = _contents(cell)
-            if _watched(value):
-                self._cells.append((cell, value, whose))
-            self._walk_value(value, names)
-        for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
-            self._walk_value(value, names)
-        for name in names & function.__globals__.keys():
-            self._watch(function.__globals__, name, function.__globals__[name], whose)
-
-    def _watch(self, mapping: dict[str, Any], name: str, value: Any, whose: str) -> None:
-        if _watched(value):
-            self._values.append((mapping, name, value, whose))
-        self._walk_value(value, None)
-
-    def _walk_value(self, value: Any, names: set[str] | None) -> None:
-        if isinstance(value, types.FunctionType):
-            if not _is_library(value) or value.__closure__:
-                self._walk(value)
-        elif isinstance(value, nn.Module | types.MethodType | functools.partial | Messenger | ELBO):
-            self._walk(value)
-        elif isinstance(value, list | tuple) and len(value) < 64:
-            for part in value:
-                if isinstance(part, nn.Module | types.FunctionType | types.MethodType):
-                    self._walk_value(part, names)
-        elif names and hasattr(value, "__dict__") and not isinstance(value, type | types.ModuleType | Tensor):
-            attributes = vars(value)
-            for name in names & attributes.keys():
-                if _watched(attributes[name]):
-                    self._values.append((attributes, name, attributes[name], type(value).__name__))
+    walk = _Walk(Watch(dict(params or {})))
+    for function in functions:
+        walk.follow(function, "the objective")
+    for module in modules:
+        walk.follow(module, type(module).__name__)
+    return walk.watch
 
 
 class calls_of:
-    """Collects the modules that are called inside the ``with`` block."""
+    """Collect the modules that are called inside the ``with`` block."""
 
     def __enter__(self) -> list[nn.Module]:
         self._modules: dict[int, nn.Module] = {}
@@ -197,39 +78,148 @@ class calls_of:
         self._list.extend(self._modules.values())
 
 
-def _watched(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(isinstance(v, _PLAIN) for v in value)
-    return isinstance(value, (*_PLAIN, Tensor, nn.Module, types.FunctionType, types.MethodType))
+class _Walk:
+    """From functions to what they read, each object once."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self._seen: set[Any] = set()
+        self._keep: list[Any] = []  # an id stays unique only while its object lives
+
+    def follow(self, value: Any, whose: str) -> None:
+        """Watch what a value that the functions read leads to."""
+        if isinstance(value, (*PLAIN, Tensor, type, types.ModuleType)):
+            return
+        if id(value) in self._seen:
+            return
+        self._seen.add(id(value))
+        self._keep.append(value)
+        if isinstance(value, _MOVING) and not isinstance(value, io.IOBase):
+            raise CaptureError(
+                f"{whose} reads a {type(value).__module__}.{type(value).__qualname__}, which moves on with every "
+                "use; a graph would freeze what it gives. Draw with torch or pyro.sample, or pass what it gives as an "
+                "argument."
+            )
+        if isinstance(value, torch.jit.ScriptModule):
+            raise CaptureError(
+                f"{whose} is a module of torch.jit, whose operations a graph cannot be sure to see. Use the module "
+                "that it was made from."
+            )
+        if isinstance(value, nn.Module):
+            self._follow_module(value)
+        elif isinstance(value, types.MethodType):
+            self.follow(value.__self__, whose)
+            self._follow_code(value.__func__, value.__self__)
+        elif isinstance(value, types.FunctionType):
+            self._follow_code(value)
+        elif isinstance(value, functools.partial):
+            for part in (value.func, *value.args, *value.keywords.values()):
+                self.follow(part, whose)
+        elif isinstance(value, (ELBO, Messenger)) or (callable(value) and _is_library(type(value))):
+            public = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_")}
+            for key, part in public.items():
+                self._read(Read(vars(value), key, part, value), type(value).__name__)
+        elif isinstance(value, (list, tuple, dict)):
+            self._follow_container(value, whose)
+        elif callable(value) and not isinstance(value, types.BuiltinFunctionType):
+            self._follow_code(getattr(type(value), "__call__", None), value)  # noqa: B004 (the function is wanted)
+
+    def _follow_container(self, value: Any, whose: str) -> None:
+        parts = list(value.values()) if isinstance(value, dict) else list(value)
+        if len(parts) > _FEW:
+            return
+        code = (nn.Module, types.FunctionType, types.MethodType, types.BuiltinFunctionType, type)
+        if not isinstance(value, tuple) and all(isinstance(part, (*PLAIN, *code)) for part in parts):
+            self.watch.contents(value, whose)
+        for part in parts:
+            if isinstance(part, (*code, list, dict)):
+                self.follow(part, whose)
+
+    def _follow_module(self, module: nn.Module) -> None:
+        whose, library = type(module).__name__, _is_library(type(module))
+        entries = vars(module)
+        for key, value in entries.items():
+            if library and (key in _FIXED or key.startswith("_cache")):
+                continue
+            plain = isinstance(value, tuple) and all(isinstance(part, PLAIN) for part in value)
+            if plain or isinstance(value, (*PLAIN, types.FunctionType, types.MethodType, Tensor)):
+                self._read(Read(entries, key, value, module), whose)
+        for part in (module._parameters, module._buffers, module._modules):
+            if part or not library:
+                self.watch.size(part, whose)
+            for key, value in part.items():
+                self._add(part, key, value, whose)
+                self.follow(value, whose)
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            self.watch.size(hooks, f"{whose}: hooks")
+        self._add(entries, "forward", entries.get("forward"), whose)
+        if not library:
+            self._follow_code(getattr(type(module), "forward", None), module)
+
+    def _follow_code(self, function: Any, self_: Any = MISSING) -> None:
+        if hasattr(function, "__wrapped__"):
+            self._follow_code(function.__wrapped__, self_)
+        mark = (getattr(function, "__code__", None), id(self_), id(getattr(function, "__closure__", None)))
+        if not isinstance(function, types.FunctionType) or mark in self._seen:
+            return
+        self._seen.add(mark)
+        self._keep.append(self_)
+        whose = function.__qualname__
+        self.watch.attribute(function, "__defaults__", function.__defaults__, whose)
+        for key, value in (function.__kwdefaults__ or {}).items():
+            self._add(function.__kwdefaults__ or {}, key, value, whose)
+            self.follow(value, f"{whose}: {key}")
+        for value in function.__defaults__ or ():
+            self.follow(value, whose)
+        if _is_library(function):  # a handler around the user's function: look at what it closes over only
+            for cell in function.__closure__ or ():
+                self._read(Read(cell, "a closed-over variable", contents_of(cell), None), whose)
+            return
+        for read in reads_of(function, self_):
+            self._read(read, whose)
+
+    def _read(self, read: Read, whose: str) -> None:
+        holder, key, value, owner = read
+        if isinstance(holder, types.CellType):
+            self.watch.cell(holder, value, f"{whose}: {key}")
+        elif isinstance(holder, dict):
+            if owner is not None and isinstance(owner, types.ModuleType) and _is_library(owner):
+                return
+            self._add(holder, key, value, whose)
+        elif isinstance(holder, type):
+            if _is_library(holder):
+                return
+            if ("class", id(holder), key) not in self._seen:
+                self._seen.add(("class", id(holder), key))
+                self.watch.attribute(holder, key, value, holder.__qualname__)
+            own = getattr(owner, "__dict__", None)
+            if isinstance(own, dict):  # an instance's own attribute of that name would come first
+                self._add(own, key, MISSING, whose)
+            self._follow_class_entry(value, owner)
+            return
+        else:
+            self.watch.attribute(holder, key, value, whose)
+        self.follow(value, f"{whose}: {key}")
+
+    def _follow_class_entry(self, value: Any, owner: Any) -> None:
+        """A method, a property or a plain value that stands in a class."""
+        if isinstance(value, property):
+            self._follow_code(value.fget, owner)
+        elif isinstance(value, (staticmethod, classmethod)):
+            self._follow_code(value.__func__, owner if isinstance(value, classmethod) else MISSING)
+        elif isinstance(value, types.FunctionType):
+            self._follow_code(value, MISSING if isinstance(owner, type) else owner)
+        else:
+            self.follow(value, type(owner).__name__)
+
+    def _add(self, mapping: dict[Any, Any], key: Any, value: Any, whose: str) -> None:
+        mark = (id(mapping), key)
+        if mark not in self._seen and key not in ("__class__", "__builtins__"):
+            self._seen.add(mark)
+            self._keep.append(mapping)
+            self.watch.entry(mapping, key, value, whose)
 
 
-def _equal(now: Any, then: Any) -> bool:
-    if type(now) is not type(then) or isinstance(now, Tensor | nn.Module):
-        return False
-    return bool(now == then)
-
-
-def _contents(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not assigned yet
-        return _MISSING
-
-
-def _names(code: types.CodeType) -> set[str]:
-    """Globals and attributes that a function's code, and the functions in it, mention."""
-    inner: Iterator[types.CodeType] = (c for c in code.co_consts if isinstance(c, types.CodeType))
-    return set(code.co_names).union(*(_names(c) for c in inner))
-
-
-def _is_library(function: Callable[..., Any]) -> bool:
-    return (getattr(function, "__module__", None) or "").partition(".")[0] in _LIBRARIES
-
-
-def _brief(value: Any) -> str:
-    if value is _MISSING:
-        return "missing"
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)} (at {value.data_ptr():#x})"
-    text = repr(value)
-    return text if len(text) < 60 else f"{text[:57]}..."
+def _is_library(thing: Any) -> bool:
+    name = thing.__name__ if isinstance(thing, types.ModuleType) else getattr(thing, "__module__", None)
+    return (name or "").partition(".")[0] in _LIBRARIES

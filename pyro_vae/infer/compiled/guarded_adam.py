@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from ..optim import FusedOptim
 
@@ -35,18 +34,22 @@ class GuardedAdam:
         self._state = optim.optimizer.state
         place = {id(p): i for i, p in enumerate(params)}
         self._groups: list[tuple[dict[str, Any], list[Tensor], list[int], list[list[Tensor]]]] = []
-        with disable_proxy_modes_tracing():  # made while a graph is traced, but no part of it
-            for group in optim.optimizer.param_groups:
-                members = [p for p in group["params"] if id(p) in place]
-                if members:
-                    state = [self._state_of(p, group) for p in members]
-                    lists = [[s[key] for s in state if key in s] for key in _STATE]
-                    self._groups.append((group, members, [place[id(p)] for p in members], lists))
+        for group in optim.optimizer.param_groups:
+            members = [p for p in group["params"] if id(p) in place]
+            if members:
+                state = [self._state_of(p, group) for p in members]
+                lists = [[s[key] for s in state if key in s] for key in _STATE]
+                self._groups.append((group, members, [place[id(p)] for p in members], lists))
+        # What must stay as it is for this update to hold.
+        self._params = params
+        self._states = [self._state[p] for p in params]
+        self._means = [state["exp_avg"] for state in self._states]
+        self._options = [(id(g), g["amsgrad"], g["fused"], type(g["lr"])) for g in optim.optimizer.param_groups]
 
     @staticmethod
-    def fits(optim: Any) -> bool:
-        """Whether this optimiser is one that can be updated here."""
-        if not isinstance(optim, FusedOptim) or optim.optimizer is None:
+    def fits(optim: Any, params: list[Tensor]) -> bool:
+        """Whether these parameters can be updated here, with this optimizer as it is."""
+        if not isinstance(optim, FusedOptim) or optim.optimizer is None or len({p.device for p in params}) != 1:
             return False
         if type(optim.optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
             return False
@@ -54,6 +57,17 @@ class GuardedAdam:
             group["fused"] and not any(isinstance(number, Tensor) for number in (group["lr"], *group["betas"]))
             for group in optim.optimizer.param_groups
         )
+
+    def holds(self) -> bool:
+        """Whether the optimizer's state, groups and options are still those that this update was made for."""
+        optimizer = self.optim.optimizer
+        if optimizer is None or optimizer.state is not self._state:  # load_state_dict makes a new one
+            return False
+        if not all(map(operator.is_, map(self._state.get, self._params), self._states)):
+            return False
+        if not all(state.get("exp_avg") is mean for state, mean in zip(self._states, self._means, strict=True)):
+            return False
+        return [(id(g), g["amsgrad"], g["fused"], type(g["lr"])) for g in optimizer.param_groups] == self._options
 
     def _state_of(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         """As the torch optimiser would make it at its first step."""
@@ -64,30 +78,8 @@ class GuardedAdam:
                 state[key] = torch.zeros_like(p, requires_grad=False)
         return state
 
-    def watched(self) -> Iterator[tuple[dict[Any, Any], Any]]:
-        """The entries that must stay what they are for this update to hold: the tensors of the state."""
-        for group, members, _, _ in self._groups:
-            yield group, "amsgrad"
-            for p in members:
-                yield self._state, p
-                for key in self._state[p]:
-                    yield self._state[p], key
-
-    def inputs(self, grads: list[Tensor], ok: Tensor) -> list[Tensor]:
-        """What the kernel is to know of the gradients, as operations for the graph that computes them.
-
-        Returns:
-            Three 0-dim float32 tensors: 1 where the step counts and 0 where it is skipped, the opposite, and the
-            number that the gradients are divided by for their global norm to be ``clip_norm`` at most.
-        """
-        count, skip = ok.float(), (~ok).float()
-        if self.optim.clip_norm is None:
-            return [count, skip]
-        norm = sum((g.float() ** 2).sum() for g in grads) ** 0.5
-        return [count, skip, ((norm + 1e-6) / self.optim.clip_norm).clamp(min=1.0)]
-
     def __call__(self, grads: list[Tensor], count: Tensor, skip: Tensor, shrink: Tensor | None = None) -> None:
-        """Updates parameters and state in place; changes none of them where ``skip`` is 1."""
+        """Update parameters and state in place; changes none of them where ``skip`` is 1."""
         for group, members, places, (steps, means, squares, largest) in self._groups:
             torch._foreach_add_(steps, [count] * len(steps))
             decoupled = self._decoupled or group.get("decoupled_weight_decay", False)
@@ -112,3 +104,20 @@ class GuardedAdam:
 
 
 _STATE = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+
+def flags(optim: Any, grads: list[Tensor], ok: Tensor) -> list[Tensor]:
+    """Return what the kernel is to know of the gradients, as operations for the graph that computes them.
+
+    Returns:
+        Three 0-dim float32 tensors: 1 where the step counts and 0 where it is skipped, the opposite, and (with
+        ``clip_norm``) the number that the gradients are divided by for their global norm to be ``clip_norm`` at most.
+        None where the optimizer is of another kind.
+    """
+    if not isinstance(optim, FusedOptim) or optim.pt_optim_constructor not in (torch.optim.Adam, torch.optim.AdamW):
+        return []
+    count, skip = ok.float(), (~ok).float()
+    if optim.clip_norm is None:
+        return [count, skip]
+    norm = sum((g.float() ** 2).sum() for g in grads) ** 0.5
+    return [count, skip, ((norm + 1e-6) / optim.clip_norm).clamp(min=1.0)]

@@ -1,24 +1,30 @@
-"""Running a Pyro step once and keeping what it did as one plain graph of tensor operations."""
+"""Run a Pyro step once and keep what it did as one graph of tensor operations."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import random
+import functools
+import inspect
 import sys
-import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyro
 import pyro.distributions.util
+import pyro.infer.traceenum_elbo
 import pyro.infer.util
 import pyro.util
 import torch
+from pyro.distributions.transforms.spline import _monotonic_rational_spline
+from pyro.poutine.indep_messenger import IndepMessenger
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import _disable_current_modes
+
+from .errors import CaptureError, user_line
+from .undo import host_random_state, undone
+
+__all__ = ["traced_graph"]
 
 aten = torch.ops.aten
 
@@ -33,102 +39,31 @@ _PYRO_QUESTIONS = {
     pyro.distributions.util.is_identically_one.__code__: False,
     pyro.infer.util.Dice.compute_expectation.__code__: True,
 }
-# These write to running statistics without saying so in their schema: positions of what they write.
-_SILENT_WRITES = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4), "miopen_batch_norm": (3, 4)}
-_MACHINERY = tuple(
-    os.path.dirname(path) + os.sep for path in (torch.__file__, pyro.__file__, os.path.dirname(__file__))
+_VALIDATION = vars(torch.distributions.distribution)
+_COMMON_SCALE = inspect.unwrap(pyro.infer.traceenum_elbo._get_common_scale).__code__
+_SPLINE = inspect.unwrap(_monotonic_rational_spline).__code__
+_SEQUENTIAL_PLATE = IndepMessenger.__iter__.__code__
+_SEED = 0x5EED_0F_C0DE  # no seed that a program would set
+
+_VALUE_CURE = "Use tensor operations that do not need the value in Python (torch.where in place of if)."
+_SHAPE_CURE = (
+    "Keep the shape fixed: torch.where or poutine.mask in place of a boolean index; or compute it before the step and "
+    "pass the result as a tensor argument."
 )
+_CURES = {
+    "one_hot": "F.one_hot looks at the labels, with num_classes= too: write (labels[..., None] == "
+    "torch.arange(classes)).to(x.dtype).",
+    "numpy": "Use torch operations in place of numpy's, or pass the result as a tensor argument.",
+    "__array__": "Use torch operations in place of numpy's, or pass the result as a tensor argument.",
+    "bincount": "Use torch.zeros(size).scatter_add(0, index, ones), whose shape does not depend on values.",
+    "repeat_interleave": "Give output_size=, and the shape does not depend on values.",
+}
 
 
-class CaptureError(RuntimeError):
-    """A model, guide or objective that no graph can stand for."""
-
-
-class _NumbersAsTensors(TorchFunctionMode):
-    """``.item()`` stays a tensor, so that Pyro's objectives can be captured; other reads of values are refused."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.item:
-            caller = sys._getframe(1)
-            value = args[0].detach()
-            # Pyro adds up losses as Python numbers, which are double precision.
-            in_pyro = caller.f_globals.get("__name__", "").startswith("pyro.infer")
-            return value.double() if in_pyro and value.is_floating_point() and value.device.type != "mps" else value
-        if func is torch.Tensor.__bool__:
-            answer = _PYRO_QUESTIONS.get(sys._getframe(1).f_code)
-            if answer is not None:
-                return answer
-        if func in (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__):
-            raise CaptureError(_reading_message(f"Tensor.{func.__name__}()"))
-        return func(*args, **(kwargs or {}))
-
-
-class _Undo(TorchDispatchMode):
-    """Remembers every tensor before it is first written, to put the old values back.
-
-    Args:
-        reads_allowed: False refuses to read a tensor's value into Python, where it would be frozen into a graph.
-    """
-
-    def __init__(self, reads_allowed: bool = True) -> None:
-        super().__init__()
-        self.reads_allowed = reads_allowed
-        self._saved: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is aten._local_scalar_dense.default and not self.reads_allowed:
-            raise CaptureError(_reading_message("the value of a tensor"))
-        schema = func._schema
-        if schema.is_mutable:
-            for argument, value in zip(schema.arguments, args, strict=False):
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    self._save(value)
-            for argument in schema.arguments:
-                if argument.name in kwargs and argument.alias_info is not None and argument.alias_info.is_write:
-                    self._save(kwargs[argument.name])
-        for position in _SILENT_WRITES.get(func.overloadpacket.__name__, ()):
-            self._save(args[position])
-        return func(*args, **kwargs)
-
-    def _save(self, value: Any) -> None:
-        for tensor in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(tensor, Tensor) and id(tensor) not in self._saved:
-                self._saved[id(tensor)] = (tensor, tensor.detach().clone())
-
-    def undo(self) -> None:
-        with torch.no_grad():
-            for tensor, before in reversed(self._saved.values()):
-                tensor.copy_(before)
-
-
-@contextlib.contextmanager
-def undone(params: Iterable[Tensor] = (), *, reads_allowed: bool = True) -> Iterator[None]:
-    """Whatever runs inside leaves no trace: tensors written (running statistics), random numbers drawn, gradients.
-
-    Args:
-        params: parameters whose ``.grad`` is to be kept; inside, they start with none.
-        reads_allowed: False refuses reads of tensor values into Python.
-    """
-    params = list(params)
-    gradients = [p.grad for p in params]
-    for p in params:
-        p.grad = None
-    cuda = sorted({p.device.index for p in params if p.device.type == "cuda"})
-    watch = _Undo(reads_allowed)
-    try:
-        with torch.random.fork_rng(devices=cuda), watch:
-            yield
-    finally:
-        watch.undo()
-        for p, gradient in zip(params, gradients, strict=True):
-            p.grad = gradient
-
-
-def capture(
+def traced_graph(
     function: Callable[..., list[Tensor]], inputs: list[Tensor], params: Iterable[Tensor]
 ) -> tuple[fx.GraphModule, list[Tensor]]:
-    """One graph of everything ``function(*inputs)`` does to tensors.
+    """Return one graph of everything ``function(*inputs)`` does to tensors.
 
     Pyro's validation is off while it runs (it asks tensors for their values), and what the run does to parameters,
     buffers and random number generators is undone, so that capturing is not a step.
@@ -143,35 +78,167 @@ def capture(
         before ``inputs``.
 
     Raises:
-        CaptureError: if ``function`` looks at the value of a tensor, or draws from Python's or numpy's random numbers.
+        CaptureError: ``function`` reads the value of a tensor, makes a tensor whose shape depends on values, draws from
+            Python's or numpy's random numbers, sets a seed, or cannot be traced for another reason.
     """
     aliases = [t.detach() for t in inputs]  # distinct objects, though a caller pass one tensor twice
-    host_random = _host_random_state()
+    host_random = host_random_state()
+
+    def traced(*tensors: Tensor) -> list[Tensor]:
+        with _NumbersAsTensors():
+            return function(*tensors)
+
     try:
-        with undone(params, reads_allowed=False), pyro.validation_enabled(False):
-
-            def traced(*tensors: Tensor) -> list[Tensor]:
-                with _NumbersAsTensors():
-                    return function(*tensors)
-
+        with undone(params, before_each=_refuse_values), pyro.validation_enabled(False):
+            torch.default_generator.manual_seed(_SEED)
             graph = make_fx(traced)(*aliases)
-    except CaptureError:
-        raise
+            seed, host_random_after = torch.default_generator.initial_seed(), host_random_state()
+    except CaptureError as error:
+        raise CaptureError(str(error).splitlines()[0]) from None  # Pyro adds the shapes of the trace
     except Exception as error:
-        if _looks_like_a_read(error):
-            raise CaptureError(_reading_message("the value of a tensor", error.__traceback__)) from error
-        raise
-    if _host_random_state() != host_random:
+        raise _explained(error) from error
+    if seed != _SEED:
         raise CaptureError(
-            "the model, the guide or the objective draws from Python's or numpy's random numbers, which a graph would "
-            "freeze. Draw with torch or pyro.sample; or use pyro.infer.SVI, or CompiledSVI(..., compile=False)."
+            "model, guide or objective sets the seed of torch's random numbers (torch.manual_seed, pyro.set_rng_seed); "
+            "a graph draws on from where they are. Set the seed outside the step."
+        )
+    if host_random_after != host_random:
+        raise CaptureError(
+            "model, guide or objective draws from Python's or numpy's random numbers, which a graph would freeze. "
+            "Draw with torch or pyro.sample."
         )
     graph.graph.eliminate_dead_code()
     return _lift(graph)
 
 
+class _NumbersAsTensors(TorchFunctionMode):
+    """Keep ``.item()`` a tensor, so that Pyro's objectives can be captured; refuse other reads of values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._numbers: dict[int, Tensor] = {}  # by id
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        caller = sys._getframe(1)
+        if func is torch.Tensor.item:
+            if caller.f_code is _SEQUENTIAL_PLATE:
+                return _index_of(caller.f_locals["self"], args[0])
+            return self._number(args[0].detach())
+        if func is torch.Tensor.__bool__ and caller.f_code in _PYRO_QUESTIONS:
+            return _PYRO_QUESTIONS[caller.f_code]
+        if func in (torch._is_all_true, torch.Tensor.__bool__) and caller.f_globals is _VALIDATION:
+            return True  # a distribution that was made while validation was on: the graph gives NaN or -inf instead
+        if func is torch.Tensor.__float__ and caller.f_code is _COMMON_SCALE:  # compared, and not computed with
+            return _value(args[0])
+        if func is torch.Tensor.register_hook and args[1].__code__.co_filename == pyro.util.__file__:
+            return None  # a look for NaN in a gradient
+        if func is torch.lstm:  # oneDNN's fused one cannot be taken apart into forwards and backwards
+            with torch.backends.mkldnn.flags(enabled=False):
+                return func(*args, **(kwargs or {}))
+        if caller.f_code is _SPLINE and func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
+            return _masked(func, *args)
+        name = getattr(func, "__name__", "")
+        if func in (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__):
+            raise _refusal(f"Tensor.{name}() reads values into Python", _CURES.get(name, _VALUE_CURE))
+        try:
+            return self._called(func, args, kwargs or {})
+        except CaptureError:
+            if name not in _CURES:
+                raise
+            raise _refusal(f"{name} depends on the values of a tensor", _CURES[name]) from None
+
+    def _number(self, value: Tensor) -> Tensor:
+        """A tensor that stands for a Python number, which has double precision."""
+        if value.is_floating_point() and value.device.type != "mps":
+            value = value.double()
+        self._numbers[id(value)] = value
+        return value
+
+    def _called(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Call a function in which numbers meet tensors as Python numbers do: without widening them."""
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        numbers = [value for value in tensors if id(value) in self._numbers]
+        if not numbers:
+            return func(*args, **kwargs)
+        floats = [t.dtype for t in tensors if id(t) not in self._numbers and t.is_floating_point()]
+        if floats:
+            dtype = functools.reduce(torch.promote_types, floats)
+            args = [a.to(dtype) if id(a) in self._numbers and a.is_floating_point() else a for a in args]
+        result = func(*args, **kwargs)
+        if len(numbers) == len(tensors) and isinstance(result, Tensor):
+            self._numbers[id(result)] = result
+        return result
+
+
+def _masked(func: Any, tensor: Tensor, mask: Any, *value: Any) -> Any:
+    """``a[mask] = b[mask]``, as Pyro's splines write it, with shapes that do not depend on the mask."""
+    boolean = isinstance(mask, Tensor) and mask.dtype is torch.bool
+    if boolean and func is torch.Tensor.__getitem__:
+        return tensor
+    if boolean and isinstance(value[0], Tensor):
+        return tensor.copy_(torch.where(mask, value[0], tensor))
+    return func(tensor, mask, *value)
+
+
+def _index_of(plate: Any, index: Tensor) -> int:
+    """The index that a sequential plate of full size is at: its place in the sequence."""
+    place: int = plate.counter - 1
+    if plate.subsample_size != plate.size or int(_value(index)) != place:
+        raise _refusal(
+            f"the sequential plate {plate.name!r} subsamples, and its indices are Python numbers",
+            "Use it as a context (with pyro.plate(...) as index), or pass the batch as a tensor argument.",
+        )
+    return place
+
+
+def _value(tensor: Tensor) -> float:
+    with _disable_current_modes():
+        return float(tensor)
+
+
+def _refuse_values(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse an operator whose result goes to Python, or whose result's shape depends on values."""
+    kind = _kind(func)
+    if kind == "value":
+        raise _refusal("the value of a tensor is read into Python", _VALUE_CURE)
+    if kind == "shape" and not _has_fixed_shape(func, args, kwargs):
+        name = func.overloadpacket.__name__
+        what = "a boolean index" if name == "index" else name.strip("_2")
+        raise _refusal(f"{what} gives a tensor whose shape depends on values", _CURES.get(name, _SHAPE_CURE))
+
+
+@functools.cache
+def _kind(func: Any) -> str:
+    if torch.Tag.data_dependent_output in func.tags:
+        return "value"
+    return "shape" if torch.Tag.dynamic_output_shape in func.tags else ""
+
+
+def _has_fixed_shape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    if func is aten.index.Tensor:
+        return not any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return func is aten.repeat_interleave.Tensor and kwargs.get("output_size") is not None
+
+
+def _refusal(what: str, cure: str) -> CaptureError:
+    return CaptureError(f"{what} at {user_line()}; a graph would freeze it. {cure}")
+
+
+def _explained(error: Exception) -> CaptureError:
+    lines = str(error).strip().splitlines() or [""]
+    if "dynamo-optimized function" in lines[0]:
+        return CaptureError(
+            f"a torch.compile module or function is called at {user_line(error.__traceback__)}. Use the one that it "
+            "was made from: the step is compiled as a whole."
+        )
+    return CaptureError(
+        f"model, guide or objective cannot be traced: {type(error).__name__}: {lines[0][:300]} (at "
+        f"{user_line(error.__traceback__)})."
+    )
+
+
 def _lift(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
-    """Makes the tensors that the graph closes over its first inputs, one for each tensor however often it is used."""
+    """Make the tensors that the graph closes over its first inputs, one for each tensor however often it is used."""
     first = next(iter(graph.graph.nodes))
     lifted: dict[Any, fx.Node] = {}
     tensors: list[Tensor] = []
@@ -179,10 +246,13 @@ def _lift(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
         if node.op != "get_attr":
             continue
         tensor = getattr(graph, node.target)
-        if not isinstance(tensor, Tensor):
+        if isinstance(tensor, torch.Generator):
             raise CaptureError(
-                f"the graph holds a {type(tensor).__name__} ({node.target}), which no graph can stand for."
+                "model, guide or objective draws from a torch.Generator of its own, which a graph cannot hold. Draw "
+                "from torch's default generator."
             )
+        if not isinstance(tensor, Tensor):
+            raise CaptureError(f"model, guide or objective uses a {type(tensor).__name__} in a tensor operation.")
         copies = [user for user in node.users if user.target is aten.lift_fresh_copy.default]
         if len(copies) == len(node.users) and not tensor.dim():  # a number written in the program: torch.tensor(2.0)
             for copy in copies:
@@ -204,30 +274,3 @@ def _lift(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
         node.replace_all_uses_with(lifted[key])
         graph.graph.erase_node(node)
     return fx.GraphModule(torch.nn.Module(), graph.graph), tensors
-
-
-def _host_random_state() -> tuple[Any, ...]:
-    numpy = sys.modules.get("numpy")
-    state = numpy.random.get_state() if numpy is not None else None
-    return random.getstate(), None if state is None else (state[1].tobytes(), *state[2:])
-
-
-def _looks_like_a_read(error: Exception) -> bool:
-    text = str(error)
-    return "tracing tensor" in text or "_local_scalar_dense" in text or "data-dependent" in text.lower()
-
-
-def _reading_message(what: str, trace: Any = None) -> str:
-    frames = traceback.extract_tb(trace) if trace is not None else traceback.extract_stack()[:-2]
-    return (
-        f"{what} is read into Python at {_user_line(frames)}; a graph would freeze what depends on it. Express it in "
-        "tensor operations (torch.where instead of if); or use pyro.infer.SVI, or CompiledSVI(..., compile=False)."
-    )
-
-
-def _user_line(frames: Iterable[traceback.FrameSummary]) -> str:
-    """The innermost line that is neither torch's, Pyro's nor this package's machinery."""
-    ours = [frame for frame in frames if not frame.filename.startswith(_MACHINERY)]
-    if not ours:
-        return "an unknown line"
-    return f'{ours[-1].filename}:{ours[-1].lineno} ("{ours[-1].line}")'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -76,6 +77,8 @@ def processes(*, timeout: float = 300.0) -> Iterator[None]:
     store, number, count = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
     store = _of_this_life(store, number, count, timeout)
     dist.init_process_group(store=store, rank=number, world_size=count, timeout=timedelta(seconds=timeout))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
         yield
     except SystemExit as stop:
@@ -83,6 +86,17 @@ def processes(*, timeout: float = 300.0) -> Iterator[None]:
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()  # not after another exception: it may wait for processes that are no more
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process within a second after ``torchrun``, its parent, was killed.
+
+    Else it would go on, write checkpoints, and disturb the run that is started next.
+    """
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.write(2, b"pyro_vae: torchrun has ended, and so does this process. Start again, and resume.\n")
+    os._exit(1)
 
 
 def _of_this_life(store: dist.Store, number: int, count: int, timeout: float) -> dist.Store:

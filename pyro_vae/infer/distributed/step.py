@@ -43,6 +43,8 @@ class JointStep:
         parameters: every unconstrained parameter of model and guide, by name; the same names in all processes, and the
             same values (``same_start``).
         stop: asked in every step whether this process wants to stop.
+        rows: function of a batch's arguments that returns its number of data; by default the length of the first
+            tensor.
 
     Raises:
         ValueError: there are no parameters, or they are on several devices.
@@ -64,7 +66,14 @@ class JointStep:
         (5, 0.5)
     """
 
-    def __init__(self, svi: Any, parameters: Mapping[str, Tensor], *, stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        svi: Any,
+        parameters: Mapping[str, Tensor],
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        rows: Callable[..., int] | None = None,
+    ) -> None:
         trained = {name: parameters[name] for name in sorted(parameters) if parameters[name].requires_grad}
         devices = {parameter.device for parameter in trained.values()}
         if len(devices) != 1:
@@ -73,6 +82,7 @@ class JointStep:
         self.svi = svi
         self.stop = stop
         self.stopping = False
+        self._rows = rows or _length
         self._known = {id(parameter) for parameter in parameters.values()}
         self._trained = list(trained.values())
         self._sizes = [parameter.numel() for parameter in self._trained]
@@ -88,18 +98,18 @@ class JointStep:
 
     def __call__(self, *args: Any, **keywords: Any) -> Totals:
         """Take a step on this process's share of a batch; without arguments, take part in a step of the others."""
-        lengths = [len(arg) for arg in args if isinstance(arg, Tensor) and arg.ndim]
-        rows = lengths[0] if lengths else len(args[:1])
-        # With size= each share's loss speaks for the whole data set: they are averaged, each with its number of data.
-        weight, divisor = (rows, rows) if keywords.get("size") is not None else (1, 0)
         loss: Any = 0.0
         failure: Exception | None = None
         used: set[int] = set()
-        if rows:
-            try:
+        rows = 0
+        try:
+            rows = self._rows(*args, **keywords) if args else 0
+            if rows:
                 loss, used = self._own_gradients(args, keywords)
-            except Exception as error:  # the others are told, and then it is raised
-                failure, loss = error, math.nan
+        except Exception as error:  # the others are told, and then it is raised
+            failure, loss = error, math.nan
+        # With size= each share's loss speaks for the whole data set: they are averaged, each with its number of data.
+        weight, divisor = (rows, rows) if keywords.get("size") is not None else (1, 0)
         totals, trained = self._sum(loss, weight, used, [rows, divisor, len(args) > 0, self.stop()])
         if failure is None and totals.taking_part:
             step_or_skip(self.svi.optim, trained, math.isfinite(totals.loss))
@@ -167,3 +177,8 @@ class JointStep:
         if not math.isfinite(check) and not bool(flat[:n].isfinite().all()):
             total = math.nan
         return Totals(total, int(rows), int(taking_part), stop > 0), trained
+
+
+def _length(*args: Any, **keywords: Any) -> int:
+    lengths = [len(arg) for arg in args if isinstance(arg, Tensor) and arg.ndim]
+    return lengths[0] if lengths else 1

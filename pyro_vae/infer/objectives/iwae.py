@@ -23,16 +23,20 @@ class TraceIWAE_ELBO(ELBO):
     .. math:: \mathcal{L}_K = \frac{N}{B} \sum_{b=1}^{B} \log \frac{1}{K} \sum_{k=1}^{K}
         \frac{p(x_b, z_{kb})}{q(z_{kb} \mid x_b)}, \qquad z_{kb} \sim q(z \mid x_b)
 
-    with B of the N data in the batch and K particles, drawn all at once in a plate at ``dim=-2``. In expectation a
-    lower bound on :math:`\log p(x)`; ``K=1`` is ``Trace_ELBO`` and larger K are tighter. Every site must sit in the
-    data plate at ``dim=-1`` and every latent variable must be reparameterised. What ``poutine.scale`` multiplies (a
-    :math:`\beta` that warms up) tempers its term of the weight; the objective is the bound where that scale is 1.
+    with B of the N data in the batch and K particles, drawn all at once in a plate left of all others. In expectation a
+    lower bound on :math:`\log p(x)`; ``K=1`` is ``Trace_ELBO`` and larger K are tighter. Every latent variable must sit
+    in the plate of the data and be reparameterised; or be summed out, which the model asks for by
+    ``infer={"enumerate": "parallel"}``. Plates within a datum are summed, and what is observed outside the plate of the
+    data is given (see :func:`pyro_vae.infer.trace_log_weights`). What ``poutine.scale`` multiplies (a :math:`\beta`
+    that warms up) tempers its term of the weight; the objective is the bound where that scale is 1.
 
     Args:
         num_particles: K.
+        plate: name of the plate of the data. Where there is one plate alone, it is taken, whatever its name.
 
     Raises:
-        ValueError: on a step, if a site is global, a latent variable is enumerated or not reparameterised.
+        ValueError: on a step, if the weights are not per datum (a global latent variable, say), or a latent variable is
+            not reparameterised.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -56,18 +60,32 @@ class TraceIWAE_ELBO(ELBO):
         Y. Burda, R. Grosse, R. Salakhutdinov (2016), Importance Weighted Autoencoders, equation 8.
     """
 
-    def __init__(self, num_particles: int = 5) -> None:
+    def __init__(self, num_particles: int = 5, *, plate: str | None = "data") -> None:
         if num_particles < 1:
             raise ValueError(f"num_particles: expected an integer >= 1, got {num_particles}.")
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
+        self.plate = plate
+        self._checked: tuple[Any, Any] | None = None  # the model and the guide of the last call,
+        self._nesting: int | None = None  # and how deep their plates are
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """Minus the bound in nats, summed over the data (0-dim); its gradient is the estimator's."""
-        log_weights, scale = weigh(model, guide, args, kwargs, self.num_particles, tempered=True, reparameterised=True)
-        bound = torch.logsumexp(log_weights, dim=0) - math.log(self.num_particles)
-        return -scale * bound.sum()
+        found = weigh(
+            model,
+            guide,
+            args,
+            kwargs,
+            self.num_particles,
+            plate=self.plate,
+            tempered=True,
+            reparameterized=True,
+            nesting=self._nesting if self._checked == (model, guide) else None,
+        )
+        self._checked, self._nesting = (model, guide), found.nesting
+        bound = torch.logsumexp(found.log_weights, dim=0) - math.log(self.num_particles)
+        return -found.scale * bound.sum()
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """Minus the bound in nats, summed over the data."""
@@ -86,4 +104,4 @@ class TraceIWAE_ELBO(ELBO):
         return value
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError("TraceIWAE_ELBO weighs all particles in one trace (pyro_vae.infer.weights).")
+        raise NotImplementedError("TraceIWAE_ELBO weighs all particles in one trace (pyro_vae.infer.importance).")

@@ -1,0 +1,128 @@
+"""From a call of a program to a captured step."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..call_key import flatten, with_tensors
+from ..update import all_finite
+from .backend import compiled
+from .captured_step import CapturedStep, Traced
+from .errors import CaptureError
+from .gradients import Gradients
+from .guarded_adam import flags
+from .losses import as_tensors, is_a_bound, marked, parts
+from .passes import cheapen_checks, choose_products, share_casts
+from .program import Call, Program
+from .trace import traced_graph
+from .watch import Watch, has_hooks
+
+__all__ = ["captured_step"]
+
+logger = logging.getLogger(__name__)
+
+
+def captured_step(call: Call, *, before: Watch, gradients: Gradients, compile: bool) -> CapturedStep:
+    """Run a call once more under the tracer, undone, and return its graph, compiled, with the update.
+
+    Args:
+        call: the call.
+        before: a watch over what Pyro's run of such a call read.
+        gradients: what stands in ``.grad`` between steps.
+        compile: whether to compile the graph.
+
+    Raises:
+        CaptureError: no graph can stand for this call.
+    """
+    started = time.perf_counter()
+    program, kind, args, kwargs, tensors, _ = call
+    _refuse(program, tensors, before.params)
+    found: list[Traced] = []
+
+    def function(*inputs: Tensor) -> list[Tensor]:
+        new_args, new_kwargs = with_tensors((args, kwargs), list(inputs))
+        loss, params = program.evaluate(kind, new_args, new_kwargs)
+        _require_unchanged((new_args, new_kwargs), (args, kwargs))
+        loss_type = type(loss) if isinstance(loss, tuple) else None
+        losses = parts(as_tensors(loss, params))
+        distinct = {id(p): p for p in params.values()}.values()  # one tensor may have two names
+        trained = [p for p in distinct if p.grad is not None] if kind != "loss" else []
+        grads = [p.grad for p in trained if p.grad is not None]
+        extra: list[Tensor] = []
+        if kind == "step":
+            with torch.no_grad():
+                ok = all_finite(losses if is_a_bound(program.loss) else [], grads)
+                losses = [marked(part, ok) for part in losses]
+                extra = flags(program.optim, grads, ok)
+        found.append(Traced(params, trained, loss_type, len(losses)))
+        return losses + grads + extra
+
+    try:
+        graph, held = traced_graph(function, tensors, before.params.values())
+        change = before.change()
+    finally:
+        before.restore()
+    traced = found[-1]
+    _require_same_params(traced.params, before.params)
+    if change is not None:
+        raise CaptureError(
+            f"running model and guide changes state that they may depend on ({change}); a graph would freeze it. "
+            "Pass it as a tensor argument."
+        )
+    trace_seconds = time.perf_counter() - started
+    own = {id(p) for p in before.params.values()}
+    before.tensors({f"a closed-over tensor ({i})": t for i, t in enumerate(held) if id(t) not in own})
+    step = CapturedStep(kind, graph, held, before, program.optim, traced, gradients)
+    if compile:
+        step.run = compiled(share_casts(choose_products(cheapen_checks(graph))), held, tensors)
+    logger.info(
+        "captured %s for inputs %s: %d operations, traced in %.2f s, compiled in %.2f s",
+        kind,
+        [tuple(t.shape) for t in tensors],
+        len(graph.graph.nodes),
+        trace_seconds,
+        time.perf_counter() - started - trace_seconds,
+    )
+    return step
+
+
+def _refuse(program: Program, tensors: list[Tensor], params: dict[str, Tensor]) -> None:
+    objective = type(getattr(program.loss_and_grads, "__self__", None)).__name__
+    if objective.startswith("Jit"):
+        raise CaptureError(f"{objective} compiles by torch.jit. Use {objective.removeprefix('Jit')}, without it.")
+    hooked = next((name for name, p in params.items() if has_hooks(p)), None)
+    if hooked is not None:
+        raise CaptureError(f"parameter {hooked!r} has a gradient hook, which a graph would not call.")
+    if any(t.requires_grad for t in tensors):
+        raise CaptureError(
+            "an argument requires a gradient, and a graph gives gradients to parameters only. Detach it, or let model "
+            "and guide close over it."
+        )
+
+
+def _require_unchanged(after: Any, before: Any) -> None:
+    """Refuse a run that changes its arguments: a graph would not."""
+    if flatten(after, [], "args") != flatten(before, [], "args"):
+        raise CaptureError(
+            "model, guide or objective changes its arguments (a list or a dictionary among them); a graph would not. "
+            "Copy them before."
+        )
+
+
+def _require_same_params(params: dict[str, Tensor], before: dict[str, Tensor]) -> None:
+    for name, p in params.items():
+        if p is not before.get(name, p):
+            raise RuntimeError(
+                f"parameter {name!r} of Pyro's store belongs to another module of the same name, so that Pyro would "
+                "train that one. Give the modules different names in pyro.module."
+            )
+    if params.keys() != before.keys():
+        raise CaptureError(
+            f"the parameters differ from run to run: {sorted(params.keys() ^ before.keys())}; a graph has one "
+            "structure."
+        )

@@ -1,0 +1,178 @@
+"""Python values as they were at one moment, and whether they have changed since."""
+
+from __future__ import annotations
+
+import enum
+import operator
+import types
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+
+from .reading import MISSING, contents_of
+
+__all__ = ["PLAIN", "Watch", "has_hooks"]
+
+_FLAGS = operator.attrgetter("requires_grad", "_backward_hooks", "_post_accumulate_grad_hooks")
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, enum.Enum, np.generic)
+
+
+class Watch:
+    """Where values stand and what they were, kept so that looking whether all are the same costs little.
+
+    Plain values are compared by value, all others by identity.
+
+    Args:
+        params: unconstrained parameters by their name in Pyro's store: watched are where each lives, whether it asks
+            for a gradient, and, of a plain ``pyro.param``, its place in the store.
+    """
+
+    def __init__(self, params: dict[str, Tensor]) -> None:
+        self._dicts: list[dict[Any, Any]] = []
+        self._keys: list[Any] = []
+        self._values: list[Any] = []
+        self._owners: list[str] = []
+        self._others: list[tuple[Any, Any, Any, str]] = []  # (class or object, attribute, value, whose)
+        self._cells: list[tuple[types.CellType, Any, str]] = []
+        self._contents: list[tuple[Any, Any, str]] = []  # (container, a copy of it, whose)
+        self._sized: list[Any] = []
+        self._sizes: list[int] = []
+        self._sized_owners: list[str] = []
+        self._names: list[str] = []
+        self._tensors: list[Tensor] = []
+        self._places: list[int] = []
+        self._flags: list[tuple[Any, ...]] = []
+        self.params = params
+        self.tensors(params)
+        # A module owns its parameters; a plain pyro.param lives in the store alone.
+        own = {name: p for name, p in params.items() if "$$$" not in name}
+        self._own_names, self._own = list(own), list(own.values())
+
+    def entry(self, mapping: dict[Any, Any], key: Any, value: Any, whose: str) -> None:
+        """Watch ``mapping[key]``."""
+        self._dicts.append(mapping)
+        self._keys.append(key)
+        self._values.append(value)
+        self._owners.append(whose)
+
+    def attribute(self, holder: Any, name: str, value: Any, whose: str) -> None:
+        """Watch an entry of a class, or an attribute of an object without a dictionary."""
+        self._others.append((holder, name, value, whose))
+
+    def cell(self, cell: types.CellType, value: Any, whose: str) -> None:
+        """Watch a closed-over variable."""
+        self._cells.append((cell, value, whose))
+
+    def contents(self, container: Any, whose: str) -> None:
+        """Watch all of a list or dictionary of plain values."""
+        self._contents.append((container, container.copy(), whose))
+
+    def size(self, container: Any, whose: str) -> None:
+        """Watch the number of entries of a dictionary."""
+        self._sized.append(container)
+        self._sizes.append(len(container))
+        self._sized_owners.append(whose)
+
+    def tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Watch where tensors live and whether they ask for a gradient, by a name for each."""
+        self._names += tensors.keys()
+        self._tensors += tensors.values()
+        self._places += [t.data_ptr() for t in tensors.values()]
+        self._flags += map(_FLAGS, tensors.values())
+
+    def change(self) -> str | None:
+        """Return the first thing that differs, in words; None if nothing does."""
+        if not all(map(operator.is_, map(dict.get, self._dicts, self._keys), self._values)):
+            for i, (mapping, key) in enumerate(zip(self._dicts, self._keys, strict=True)):
+                now, then = mapping.get(key), self._values[i]
+                if now is not then:
+                    if not _equal(now, then):
+                        return f"{self._owners[i]}: {key!r} was {_brief(then)} and is {_brief(now)}"
+                    self._values[i] = now
+        if list(map(len, self._sized)) != self._sizes:
+            for mapping, size, whose in zip(self._sized, self._sizes, self._sized_owners, strict=True):
+                if len(mapping) != size:
+                    return f"{whose}: had {size} attributes or hooks and has {len(mapping)}"
+        for container, then, whose in self._contents:
+            if len(container) != len(then) or container != then:
+                return f"{whose} was {_brief(then)} and is {_brief(container)}"
+        for holder, key, then, whose in self._others:
+            now = _attribute(holder, key)
+            if now is not then and not _equal(now, then):
+                return f"{whose}: {key!r} was {_brief(then)} and is {_brief(now)}"
+        for cell, then, whose in self._cells:
+            now = contents_of(cell)
+            if now is not then and not _equal(now, then):
+                return f"{whose} was {_brief(then)} and is {_brief(now)}"
+        if [t.data_ptr() for t in self._tensors] != self._places:
+            return f"{self._moved()!r}: moved or cast"
+        if list(map(_FLAGS, self._tensors)) != self._flags:
+            return "a parameter was frozen or unfrozen, or got a gradient hook"
+        if self._own and not all(map(operator.is_, map(_stored().get, self._own_names), self._own)):
+            return "Pyro's parameter store: a pyro.param was removed or replaced"
+        return None
+
+    def restore(self) -> None:
+        """Put back what a run has changed since."""
+        for mapping, key, then in zip(self._dicts, self._keys, self._values, strict=True):
+            if mapping.get(key) is then:
+                continue
+            if then is MISSING:
+                del mapping[key]
+            else:
+                mapping[key] = then
+        for holder, key, then, _ in self._others:
+            if _attribute(holder, key) is not then:
+                setattr(holder, key, then)
+        for cell, then, _ in self._cells:
+            if contents_of(cell) is not then:
+                cell.cell_contents = then
+        for container, then, _ in self._contents:
+            if isinstance(container, dict):
+                container.clear()
+                container.update(then)
+            else:
+                container[:] = then
+
+    def registered(self) -> bool:
+        """Whether every parameter still has its entry in Pyro's store."""
+        return self.params.keys() <= _stored().keys()
+
+    def _moved(self) -> str:
+        pairs = zip(self._names, self._tensors, self._places, strict=True)
+        return next((name for name, t, place in pairs if t.data_ptr() != place), "")
+
+
+def _stored() -> dict[str, Tensor]:
+    return pyro.get_param_store()._params
+
+
+def has_hooks(tensor: Tensor) -> bool:
+    """Whether a function is called with a tensor's gradient."""
+    return any(bool(hooks) for hooks in _FLAGS(tensor)[1:])
+
+
+def _attribute(holder: Any, name: str) -> Any:
+    return vars(holder).get(name) if isinstance(holder, type) else getattr(holder, name, MISSING)
+
+
+def _equal(now: Any, then: Any) -> bool:
+    if type(now) is not type(then):
+        return False
+    if isinstance(now, types.MethodType):
+        return now.__self__ is then.__self__ and now.__func__ is then.__func__
+    if isinstance(now, tuple):
+        return len(now) == len(then) and all(a is b or _equal(a, b) for a, b in zip(now, then, strict=True))
+    return isinstance(now, PLAIN) and bool(now == then)
+
+
+def _brief(value: Any) -> str:
+    if value is MISSING:
+        return "missing"
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} (at {value.data_ptr():#x})"
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:57]}..."

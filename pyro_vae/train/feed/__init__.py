@@ -1,0 +1,1 @@
+"""Batches, from whatever holds them, until the run is asked to stop."""

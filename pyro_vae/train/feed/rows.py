@@ -1,0 +1,132 @@
+"""The number of data in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from pyro.poutine import Trace
+from torch import Tensor, nn
+
+from ..._warn import warn
+from ..parameters import look_at
+
+__all__ = ["Rows", "data_in", "length"]
+
+_MOST = 256  # numbers that are kept, one for each shape of the arguments
+_DEPTH = 8  # levels of attributes of an argument that its shape is read from
+
+
+class Rows:
+    """Counts the data of a batch, by which its loss is divided.
+
+    That is the size of the plate named ``data``, or else the sum of the sizes of the plates that hold observations and
+    sit in no other plate. Model and guide run once for each shape of the arguments to find it, in eval mode and without
+    moving a generator. A model without plates is one datum a batch, of which a warning tells.
+
+    Args:
+        svi: with ``model`` and ``guide``.
+        count: the user's own function of the batch's arguments, which is then all that counts.
+    """
+
+    def __init__(self, svi: Any, count: Callable[..., int] | None = None) -> None:
+        self._svi = svi
+        self._count = count
+        self._known: dict[Hashable, int] = {}
+        self._warned = False
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """Return the number of data in a batch.
+
+        Args:
+            args: positional arguments of model and guide.
+            kwargs: their keyword arguments.
+
+        Raises:
+            ValueError: the user's function returns no number of data.
+        """
+        if self._count is not None:
+            rows = self._count(*args)
+            if not isinstance(rows, (int, Tensor)) or rows < 0:
+                raise ValueError(f"rows: expected a function that returns a number of data, got {rows!r} from it.")
+            return int(rows)
+        known = self._known.get(_shape(args, _DEPTH))
+        if known is not None:
+            return known
+        return 0 if length(args) == 0 else self.learn(args, look_at(self._svi, args, kwargs).model_trace)
+
+    def learn(self, args: tuple[Any, ...], model_trace: Trace) -> int:
+        """Keep, and return, the number of data in a batch on which the model has run."""
+        rows = data_in(model_trace)
+        if rows is None:
+            rows = 1
+            if not self._warned and self._count is None:
+                self._warned = True
+                warn(
+                    "the model has no plate, so that fit counts each batch as one datum, and ELBOs are nats per batch. "
+                    'Put the data into pyro.plate("data", ...), or give fit(rows=lambda x: len(x)).'
+                )
+        if len(self._known) >= _MOST:
+            self._known.pop(next(iter(self._known)))
+        self._known[_shape(args, _DEPTH)] = rows
+        return rows
+
+
+def data_in(model_trace: Trace) -> int | None:
+    """Return the number of data in the trace of a model; None where it has no plate.
+
+    Example:
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> def model():
+        ...     with pyro.plate("left", 10):
+        ...         pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(10))
+        ...     with pyro.plate("right", 90):
+        ...         pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.zeros(90))
+        >>> data_in(pyro.poutine.trace(model).get_trace())
+        100
+    """
+    sites = [
+        site
+        for site in model_trace.nodes.values()
+        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample" and site["cond_indep_stack"]
+    ]
+    plates = {plate.name: plate.size for site in sites for plate in site["cond_indep_stack"]}
+    if "data" in plates:
+        return plates["data"]
+    # Plates of latent variables alone, over components say, hold no data.
+    stacks = [site["cond_indep_stack"] for site in sites if site["is_observed"]] or [
+        site["cond_indep_stack"] for site in sites
+    ]
+    inner = {plate.name for stack in stacks for plate in stack[1:]}
+    outer = {stack[0].name: stack[0].size for stack in stacks}
+    return sum(size for name, size in outer.items() if name not in inner) or next(iter(outer.values()), None)
+
+
+def _shape(value: Any, depth: int) -> Any:
+    """What the number of data of a batch may depend on: shapes, lengths and whole numbers, but no other value."""
+    if isinstance(value, Tensor):
+        return value.shape
+    kind = type(value)
+    if kind is int or kind is bool:
+        return value
+    if isinstance(value, (tuple, list)):
+        return (kind, *[_shape(item, depth) for item in value])
+    if isinstance(value, dict):
+        return (kind, *[(str(key), _shape(item, depth)) for key, item in value.items()])
+    if isinstance(getattr(value, "shape", None), tuple):  # a numpy array
+        return (kind, value.shape)
+    if isinstance(value, (set, frozenset)):
+        return (kind, len(value))
+    attributes = getattr(value, "__dict__", None)
+    if attributes and depth and not isinstance(value, (nn.Module, type)) and not callable(value):
+        return (kind, *[(name, _shape(item, depth - 1)) for name, item in attributes.items()])
+    return kind
+
+
+def length(value: Any) -> int | None:
+    """Return the length of the first tensor or array among arguments; None where there is none."""
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):
+        return shape[0] if shape else None
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    return next((found for found in map(length, items) if found is not None), None)

@@ -1,0 +1,1 @@
+"""The state of a run as tensors and plain values, and files that hold it."""

@@ -1,0 +1,19 @@
+"""Models, data and checks that several tests share."""
+
+from .contract import check_gradients, check_state_dict
+from .data import binary_data
+from .densities import fit_pvalue, total_mass
+from .linear_gaussian import LinearGaussian, linear_gaussian, linear_vae
+from .vae import small_vae
+
+__all__ = [
+    "LinearGaussian",
+    "binary_data",
+    "check_gradients",
+    "check_state_dict",
+    "fit_pvalue",
+    "linear_gaussian",
+    "linear_vae",
+    "small_vae",
+    "total_mass",
+]

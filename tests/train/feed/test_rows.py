@@ -1,0 +1,161 @@
+"""The number of data in a batch, whatever its arguments and plates; against closed forms."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from tiny import images, make
+from torch import Tensor
+
+from pyro_vae.train import fit
+from pyro_vae.train.feed.rows import Rows
+
+
+def figures(model: Any, batches: list[Any], **options: Any) -> tuple[float, float]:
+    """The ELBOs of training and validation of a model without latent variables and with a learning rate of 0."""
+    pyro.clear_param_store()
+
+    def guide(*args: Any, **kwargs: Any) -> None:
+        pass
+
+    svi = SVI(model, guide, pyro.optim.SGD({"lr": 0.0}), Trace_ELBO())
+    history = fit(svi, batches, epochs=1, validation=batches, progress=False, **options)
+    return history["train_elbo"][0], history["validation_elbo"][0]
+
+
+def normal(x: Tensor, plate: str = "data") -> None:
+    loc = pyro.param("loc", torch.tensor(0.0))
+    with pyro.plate(plate, len(x)):
+        pyro.sample(f"x_{plate}", dist.Normal(loc, 1.0), obs=x)
+
+
+X = torch.linspace(-1.0, 2.0, 100)
+PER_DATUM = dist.Normal(0.0, 1.0).log_prob(X).mean().item()
+
+
+def two_plates(x: Tensor, y: Tensor) -> None:
+    normal(x, "left")
+    normal(y, "right")
+
+
+def one_by_one(x: Tensor) -> None:
+    loc = pyro.param("loc", torch.tensor(0.0))
+    for i in pyro.plate("data", len(x)):
+        pyro.sample(f"x_{i}", dist.Normal(loc, 1.0), obs=x[i])
+
+
+def namespace(batch: Any) -> None:
+    normal(batch.x)
+
+
+CASES: dict[str, tuple[Any, list[Any]]] = {
+    "one vector": (normal, [X]),
+    "dictionaries": (lambda batch: normal(batch["x"]), [{"id": ["a", "b"], "x": x} for x in X.split(30)]),
+    "nested tuples": (lambda pair, _: normal(pair[1]), [((torch.zeros(3), x), 1) for x in X.split(30)]),
+    "numpy arrays": (lambda x: normal(torch.as_tensor(x)), [x.numpy() for x in X.split(30)]),
+    "two plates": (two_plates, [(X[:10], X[10:])]),
+    "a loop over a plate": (one_by_one, [X[:50], X[50:]]),
+    "objects": (namespace, [SimpleNamespace(name="first", x=X[:10]), SimpleNamespace(name="second", x=X[10:])]),
+    "labels first": (lambda y, x: normal(x), [(torch.zeros(2, 9), X)]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_figures_are_per_datum(case: str) -> None:
+    model, batches = CASES[case]
+    assert figures(model, batches) == pytest.approx((PER_DATUM, PER_DATUM), rel=1e-5)
+
+
+def test_a_plate_within_another_holds_no_data_of_its_own() -> None:
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("rows", len(x), dim=-2), pyro.plate("pixels", x.shape[1], dim=-1):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    assert figures(model, [X.reshape(20, 5)]) == pytest.approx((5 * PER_DATUM,) * 2, rel=1e-5)
+
+
+def test_the_plate_named_data_counts_whatever_it_sits_in() -> None:
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("pixels", x.shape[1], dim=-1), pyro.plate("data", len(x), dim=-2):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    assert figures(model, [X.reshape(20, 5)]) == pytest.approx((5 * PER_DATUM,) * 2, rel=1e-5)
+
+
+def test_plates_of_latent_variables_alone_do_not_count() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("components", 7):
+            pyro.sample("component", dist.Normal(0.0, 1.0))
+        normal(x, "rows")
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("components", 7):
+            pyro.sample("component", dist.Normal(0.0, 1.0))
+
+    svi = SVI(model, guide, pyro.optim.SGD({"lr": 0.0}), Trace_ELBO())
+    history = fit(svi, [X], epochs=1, progress=False)
+    assert history["train_elbo"] == pytest.approx([PER_DATUM], rel=1e-5)
+
+
+def without_plate(x: Tensor) -> None:
+    loc = pyro.param("loc", torch.tensor(0.0))
+    pyro.sample("x", dist.Normal(loc, 1.0).expand([len(x)]).to_event(1), obs=x)
+
+
+def test_without_a_plate_a_batch_is_one_datum_and_that_is_said() -> None:
+    with pytest.warns(UserWarning, match=r"no plate.*nats per batch.*rows=") as warned:
+        assert figures(without_plate, [X]) == pytest.approx((100 * PER_DATUM,) * 2, rel=1e-5)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+
+
+def test_rows_says_the_number_of_data() -> None:
+    assert figures(without_plate, list(X.split(30)), rows=len) == pytest.approx((PER_DATUM,) * 2, rel=1e-5)
+    assert figures(two_plates, [(X[:10], X[10:])], rows=lambda x, y: torch.tensor(50)) == pytest.approx(
+        (2 * PER_DATUM,) * 2, rel=1e-5
+    )
+
+
+def test_size_and_a_dictionary() -> None:
+    def model(batch: Any, size: int) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", size, subsample=batch["x"]):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=batch["x"])
+
+    batches = [{"x": x} for x in X.split(30)]
+    assert figures(model, batches, size=60) == pytest.approx((PER_DATUM,) * 2, rel=1e-5)
+    assert figures(model, [{"x": X}], size=100) == pytest.approx((PER_DATUM,) * 2, rel=1e-5)
+
+
+def test_model_and_guide_run_once_for_each_shape() -> None:
+    m = make()
+    model, calls = m.svi.model, []
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return model(*args, **kwargs)
+
+    m.svi.model = counting
+    fit(m.svi, images(50).split(16), epochs=5, progress=False)
+    assert len(calls) == 20 + 2  # 20 steps, and a look at batches of 16 and of 2
+
+
+def test_the_numbers_that_are_kept_stay_few() -> None:
+    """Names and other values of every batch are no part of what a number is kept for."""
+    m = make()
+    rows = Rows(
+        SimpleNamespace(model=lambda batch: m.svi.model(batch["x"]), guide=lambda batch: m.svi.guide(batch["x"]))
+    )
+    for step in range(1000):
+        assert rows(({"x": images(8), "id": [f"row {step}"], "weight": step / 7},), {}) == 8
+    assert len(rows._known) == 1
+    assert rows((np.zeros((0, 6)),), {}) == 0  # an empty share, on which the model would fail
