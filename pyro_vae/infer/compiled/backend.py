@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..._warn import warn
 from .lower import lowered
 from .toolchain import FAST_CPU, inductor, kept_on_disk
 
@@ -20,20 +21,31 @@ Run = Callable[..., Any]  # (*held, *inputs) -> list of tensors
 # Random numbers as PyTorch's eager operations draw them; and the key of a capture vouches for sizes already.
 _OPTIONS = {"fallback_random": True, "size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
 
+# The most operations of a graph that is compiled: about a minute. A loop over many time steps makes more.
+MOST_OPERATIONS = 4000
+
 _said: set[str] = set()
 
 
 def compiled(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor]) -> Run:
     """``graph`` through torch's inductor for these inputs, and on a GPU as one CUDA graph on top.
 
-    Where inductor fails, for want of a C++ compiler say, the graph is run uncompiled, and that is said once. Random
-    numbers are drawn as PyTorch's eager operations draw them, so that one seed gives one run, compiled or not.
+    Where inductor fails, for want of a C++ compiler say, or the graph has more than ``MOST_OPERATIONS``, it is run
+    uncompiled, and that is said once. Random numbers are drawn as PyTorch's eager operations draw them, so that one
+    seed gives one run, compiled or not.
 
     Args:
         graph: takes ``held`` and then ``inputs``.
         held: tensors that every call brings again, at the same address.
         inputs: tensors like those of later calls.
     """
+    operations = len(graph.graph.nodes)
+    if operations > MOST_OPERATIONS:
+        _say_once(
+            f"the captured graph has {operations:,} operations and runs uncompiled: beyond {MOST_OPERATIONS:,}, "
+            "compiling takes minutes. Where a loop makes them, one operation over a dimension may take its place."
+        )
+        return graph
     for node in graph.graph.find_nodes(op="placeholder"):
         node.meta.pop("val", None)  # each of a mode of its own, which the compiler would take for a mistake
     on_cpu = all(t.device.type == "cpu" for t in (*held, *inputs))
@@ -126,4 +138,4 @@ def _let_freed_memory_stay() -> None:
 def _say_once(message: str) -> None:
     if message not in _said:
         _said.add(message)
-        warnings.warn(message, stacklevel=2)
+        warn(message)
