@@ -102,7 +102,7 @@ def _run(args: argparse.Namespace, tests: list[str], kind: str) -> dict[str, Any
             command += ["--captured"] if kind == "captured" else []
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
             with subprocess.Popen(command, cwd=HERE, **pipes) as worker:  # type: ignore[call-overload]
-                said = _wait(worker, results, 2 * args.seconds + 120)
+                said = _wait(worker, results, 5 * args.seconds + 300)
         done, started = _read(results)
         missing = [test for test in left if test not in done]
         culprit = next((test for test in reversed(started) if test in missing), None)

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from .._checks import require_positive_int
 from ..infer import distributed
+from ..infer.distributed import exchange
 from .callbacks.checkpoint import Checkpoint
 from .callbacks.dispatch import Dispatch
 from .feed.arguments import Arguments
@@ -21,6 +22,7 @@ from .feed.batching import feed_of, require_iterable
 from .feed.polite_stop import PoliteStop, StopRequested
 from .feed.rows import Rows
 from .history import History
+from .late import LateParts
 from .loop import Loop
 from .opening import open_run
 from .progress import ProgressBar
@@ -141,7 +143,7 @@ def fit(
             "callbacks": [type(callback).__name__ for callback in dispatch.callbacks if callback.essential],
         }
     )
-    distributed.same_generator()
+    exchange.same_generator()
     checkpoints = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
     with ExitStack() as stack:
         # First of all: the workers of a data loader, which the first batch starts, inherit its handlers.
@@ -156,10 +158,10 @@ def fit(
         path, state = (None, None) if found is None else found
         run = Run(svi=svi, train=train, validation=validation, epochs=epochs, size=size, resumed_from=path)
         stepper, feed = stepper_of(svi, Rows(svi, rows)), feed_of("train", train, polite_stop)
-        arguments, schedules = Arguments(transform, size), schedules or {}
+        arguments, schedules, late = Arguments(transform, size), schedules or {}, LateParts(run)
         description = describe_inputs(run, schedules, transform, dispatch.callbacks, on_nonfinite)
         try:
-            told = open_run(run, stepper, feed, arguments, schedules, dispatch, description, state)
+            told = open_run(run, stepper, feed, arguments, schedules, dispatch, late, description, state)
         except StopRequested:  # nothing was trained, so there is nothing to save
             raise _exit(run, checkpoints, polite_stop) from None
         loop = Loop(
@@ -170,6 +172,7 @@ def fit(
             schedules=schedules,
             arguments=arguments,
             callbacks=dispatch,
+            late=late,
             description=description,
             polite_stop=polite_stop,
             restoring=on_nonfinite == "restore",
@@ -206,7 +209,7 @@ def _require_svi(svi: Any, names: tuple[str, ...]) -> None:
 
 def _require_same_settings(own: dict[str, Any]) -> None:
     """Refuse processes that are to train together and were given other settings."""
-    for other, theirs in enumerate(distributed.gather(own)):
+    for other, theirs in enumerate(exchange.gather(own)):
         for name, value in own.items():
             if theirs[name] != value:
                 raise ValueError(

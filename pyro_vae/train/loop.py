@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from .._warn import warn
-from ..infer.distributed import gather, own_noise, require_same, same_start, world_size
+from ..infer.distributed.exchange import gather, own_noise, require_same, same_start
+from ..infer.distributed.processes import world_size
 from .callbacks.dispatch import Dispatch
 from .feed.arguments import Arguments
 from .feed.batching import Feed, naming_the_batch
 from .feed.polite_stop import PoliteStop, StopRequested
+from .late import LateParts
 from .nonfinite.detect import NotFinite, refuse_update, require_finite_parameters
 from .nonfinite.explain import StepInputs, cause_of, explanation
 from .nonfinite.restore import LastGoodState
@@ -42,6 +44,7 @@ class Loop:
         schedules: keyword arguments of model and guide that change with time.
         arguments: makes the arguments of model and guide from a batch.
         callbacks: called at their moments.
+        late: takes in what model and guide use for the first time in a later step.
         description: what the checkpoints of this run belong to.
         polite_stop: whether the run is asked to stop.
         restoring: whether to go back to the last good state after a step that is not finite.
@@ -57,6 +60,7 @@ class Loop:
         schedules: Mapping[str, Schedule],
         arguments: Arguments,
         callbacks: Dispatch,
+        late: LateParts,
         description: dict[str, Any],
         polite_stop: PoliteStop,
         restoring: bool,
@@ -68,6 +72,7 @@ class Loop:
         self.schedules = schedules
         self.arguments = arguments
         self.callbacks = callbacks
+        self.late = late
         self.description = description
         self.polite_stop = polite_stop
         self._last_good = LastGoodState(enabled=restoring)
@@ -113,7 +118,8 @@ class Loop:
             for stopping in self._steps():
                 self.callbacks.step_end(run)
                 bar.step()
-                if stopping:
+                # Several processes stop after the same step, on which they agree within it.
+                if stopping or (self.polite_stop.signal is not None and not isinstance(self.stepper, JointStepper)):
                     break
             else:
                 self._end_epoch()
@@ -124,7 +130,7 @@ class Loop:
         return False
 
     def _steps(self) -> Iterator[bool]:
-        """Take the steps that the epoch still has; yield after each whether to stop politely."""
+        """Take the steps that the epoch still has; yield after each whether the processes agreed to stop."""
         run = self.run
         with naming_the_batch("train", run):
             for batch in self._until_all_end(self.feed.take() or begin_epoch(run, self.feed)):
@@ -135,7 +141,9 @@ class Loop:
                 with own_noise():
                     self._inputs = StepInputs(args, kwargs, torch.get_rng_state())
                     try:
+                        self.late.before_step(args, kwargs)
                         done = self.stepper.step(args, kwargs)
+                        self.late.after_step(args, kwargs)
                     except ValueError as error:
                         cause = cause_of(error, run.svi, self._inputs, run.parameters, run.where, run.batch)
                         raise cause or error from error
@@ -146,9 +154,7 @@ class Loop:
                 run.meter.add(done.loss, done.rows, weight, run.step, run.epoch, run.batch)
                 run.step += 1
                 run.batch += 1
-                # Several processes stop after the same step, on which they agree within it.
-                alone = not isinstance(self.stepper, JointStepper)
-                yield self.polite_stop.signal is not None if alone else done.stopping
+                yield done.stopping
         if run.batch == 0:
             raise no_batch(run)
         run.batches_per_epoch = run.batch
@@ -182,7 +188,7 @@ class Loop:
     # -- states ----------------------------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Any]:
-        return state_of(self.run, self.stepper, self.feed, self.callbacks, self.description)
+        return state_of(self.run, self.stepper, self.feed, self.callbacks, self.late, self.description)
 
     def _take_state(self) -> dict[str, Any] | None:
         try:
@@ -213,7 +219,7 @@ class Loop:
         factor = run.learning_rate_factor / 2
         set_position(run, self.feed, state)
         self.feed.take()  # of the epoch that was begun
-        put_back(run, self.stepper, self.callbacks, state)
+        put_back(run, self.stepper, self.callbacks, self.late, state)
         multiply_learning_rates(run.svi.optim, factor / run.learning_rate_factor)
         run.learning_rate_factor = factor
         run.stopping = False

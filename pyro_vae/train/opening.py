@@ -6,15 +6,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..infer.distributed import from_first, gather, world_size
+from ..infer.distributed.exchange import from_first, gather
+from ..infer.distributed.processes import world_size
 from .callbacks.dispatch import Dispatch
 from .feed.arguments import Arguments, require_arguments
 from .feed.batching import Feed, naming_the_batch
+from .late import LateParts
 from .parameters import look_at
 from .resume import generators
 from .resume.belonging import describe_model, differences
 from .resume.learning_rates import require_long_enough
-from .resume.optimizer_state import prepare
 from .resume.run_state import put_back, set_position
 from .run import Run
 from .schedules import Schedule, values_at
@@ -30,6 +31,7 @@ def open_run(
     arguments: Arguments,
     schedules: Mapping[str, Schedule],
     callbacks: Dispatch,
+    late: LateParts,
     description: dict[str, Any],
     state: dict[str, Any] | None,
 ) -> list[str]:
@@ -42,6 +44,7 @@ def open_run(
         arguments: makes the arguments of model and guide from a batch.
         schedules: keyword arguments of model and guide that change with time.
         callbacks: take up their states.
+        late: takes in what appears after the first batch.
         description: of data, optimizer and settings; that of model and guide is added.
         state: contents of a checkpoint, or None.
 
@@ -54,7 +57,7 @@ def open_run(
     run.first_epoch = feed.first_epoch
     run.batches_per_epoch = _longest(feed.length)
     if state is None:
-        _look(run, stepper, feed, arguments, schedules)
+        _look(run, stepper, feed, arguments, schedules, late)
         description |= describe_model(run)
         _require_steps(run)
         return []
@@ -62,12 +65,12 @@ def open_run(
     try:
         _require_belonging(run.resumed_from, state, description)
         set_position(run, feed, state)
-        _look(run, stepper, feed, arguments, schedules)
+        _look(run, stepper, feed, arguments, schedules, late)
         description |= describe_model(run)
         told = _require_belonging(run.resumed_from, state, description)
         run.values = dict(state["values"])
         more_epochs = state["belongs_to"].get("epochs") != run.epochs
-        put_back(run, stepper, callbacks, state, keep_plans=more_epochs)
+        told += put_back(run, stepper, callbacks, late, state, keep_plans=more_epochs)
         _require_steps(run)
     except BaseException:
         feed.load_state_dict(before)
@@ -93,7 +96,14 @@ def no_batch(run: Run) -> ValueError:
     )
 
 
-def _look(run: Run, stepper: Stepper, feed: Feed, arguments: Arguments, schedules: Mapping[str, Schedule]) -> None:
+def _look(
+    run: Run,
+    stepper: Stepper,
+    feed: Feed,
+    arguments: Arguments,
+    schedules: Mapping[str, Schedule],
+    late: LateParts,
+) -> None:
     """Run model and guide on the first batch, and take in what they use."""
     with naming_the_batch("train", run):
         if run.epoch < run.epochs:
@@ -105,9 +115,8 @@ def _look(run: Run, stepper: Stepper, feed: Feed, arguments: Arguments, schedule
         require_arguments("train", args, run.svi.model)
         run.values = values_at(schedules, run.time)
         look = look_at(run.svi, args, arguments.keyword(args, run.values))
-    run.parameters, run.modules = look.parameters, look.modules
+    late.take_in(look)
     stepper.rows.learn(args, look.model_trace)
-    prepare(run.svi.optim, run.parameters)
     for module in run.modules:
         module.train()
 

@@ -37,6 +37,7 @@ class Checkpoint(Callback):
         monitor: figure of the history (higher is better) whose best epoch ``best.pt`` is; by default
             ``"validation_elbo"`` where there are validation data, else none. The best epoch is kept in memory and
             written with the next checkpoint.
+        keep_best: whether to keep ``best.pt``, for which the state is copied after each epoch that is the best so far.
         on_error: what happens where a checkpoint cannot be written (disk full, read-only): ``"continue"`` warns and
             trains on, ``"raise"`` ends the run. Earlier checkpoints stay whole.
 
@@ -57,6 +58,7 @@ class Checkpoint(Callback):
         every: float = 60.0,
         keep: int = 2,
         monitor: str | None = None,
+        keep_best: bool = True,
         on_error: str = "continue",
     ) -> None:
         if not every >= 0:
@@ -67,6 +69,7 @@ class Checkpoint(Callback):
         self.every = every
         self.keep = require_positive_int("keep", keep)
         self.monitor = monitor
+        self.keep_best = keep_best
         self.on_error = on_error
         self.essential = True
         self.best = -math.inf
@@ -106,7 +109,7 @@ class Checkpoint(Callback):
         figure = run.history[-1].get(monitor, math.nan)
         if self.monitor is not None and monitor not in run.history[-1]:
             raise ValueError(f"monitor: expected one of {run.history.names}, got {monitor!r}.")
-        if figure > self.best:
+        if self.keep_best and figure > self.best:
             self.best = figure
             self._best_state = run.take_state()
         if time.monotonic() - self._saved_when >= self.every:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..._version import __version__
-from ...infer.distributed import world_size
+from ...infer.distributed.processes import world_size
 from ..callbacks.base import Callback
 from ..run import Run
 from ..schedules import Schedule
@@ -66,6 +66,7 @@ def describe_inputs(
             "other callbacks": sorted(type(c).__name__ for c in callbacks if not c.essential),
             "model": _name(run.svi.model),
             "guide": _name(run.svi.guide),
+            "modules": _modules(_owners(run.svi)),
             "objective": _objective(run.svi),
             "optimizer": _optimizer(run.svi.optim),
             "size": run.size,
@@ -84,11 +85,7 @@ def describe_model(run: Run) -> dict[str, Any]:
     return _plain(
         {
             "device": ", ".join(devices),
-            "modules": {
-                f"{number}{'.' if path else ''}{path}": _described(part)
-                for number, module in enumerate(run.modules)
-                for path, part in module.named_modules()
-            },
+            "modules": _modules(run.modules),
             "parameter": {name: [list(value.shape), str(value.dtype)] for name, value in run.parameters.items()},
             "optimizer.scheduler": [_described(s, _OF_A_SCHEDULER) for s in _first(schedulers(run.svi.optim))],
         }
@@ -133,6 +130,20 @@ def _compare(path: str, old: Any, new: Any, both: bool) -> Iterator[tuple[str, A
 def _short(value: Any) -> str:
     text = "none" if value is None else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _owners(svi: Any) -> list[nn.Module]:
+    """The modules of which model and guide are methods, or which they are."""
+    owners = [getattr(function, "__self__", function) for function in (svi.model, svi.guide)]
+    return list(dict.fromkeys(owner for owner in owners if isinstance(owner, nn.Module)))
+
+
+def _modules(modules: list[nn.Module]) -> dict[str, Any]:
+    return {
+        f"{number}{'.' if path else ''}{path}": _described(part)
+        for number, module in enumerate(modules)
+        for path, part in module.named_modules()
+    }
 
 
 def _versions() -> dict[str, str]:

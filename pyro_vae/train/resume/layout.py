@@ -28,10 +28,22 @@ def require_layout(contents: dict[str, Any]) -> None:
     _require("meter", contents, _is_meter, "sums of loss, rows and seconds")
     _require("modules", contents, lambda v: type(v) is list and all(_is_dict(m) for m in v), "a list of dictionaries")
     _require("parameters", contents, lambda v: _is_dict_of(v, Tensor), "tensors by name")
+    _require("module_parameters", contents, _is_list_of_names, "a list of lists of names")
+    _require("with_gradient", contents, lambda v: _is_list_of_names([v]), "a list of names")
+    _require("late", contents, _is_late, "modules, parameters and other values of the store")
     _require("feed", contents, _is_feed, "the states of generators")
     _require("callbacks", contents, _is_callbacks, "the names and states of callbacks")
     for name in ("optimizer", "stepper", "belongs_to"):
         _require(name, contents, _is_dict, "a dictionary")
+    if len(contents["module_parameters"]) != len(contents["modules"]):
+        raise ValueError(
+            f"modules: expected {len(contents['module_parameters'])}, each with its parameters, got "
+            f"{len(contents['modules'])}"
+        )
+    held = {name for names in contents["module_parameters"] for name in names} | set(contents["parameters"])
+    missing = [name for name in contents["belongs_to"].get("parameter", {}) if name not in held]
+    if missing:
+        raise ValueError(f"parameters: expected {missing[:4]} among them, got {sorted(held)[:4]}")
     if contents["step"] < contents["batch"] or contents["step"] < contents["epoch"]:
         raise ValueError(
             f"step: expected at least one for each epoch and batch, got {contents['step']} steps in "
@@ -53,6 +65,26 @@ def _is_dict(value: Any) -> bool:
 
 def _is_dict_of(value: Any, kind: type) -> bool:
     return _is_dict(value) and all(isinstance(item, kind) for item in value.values())
+
+
+def _is_list_of_names(value: Any) -> bool:
+    return type(value) is list and all(
+        type(names) is list and all(type(name) is str for name in names) for names in value
+    )
+
+
+def _is_late(value: Any) -> bool:
+    return (
+        _is_dict(value)
+        and value.keys() == {"modules", "parameters", "store"}
+        and _is_dict_of(value["parameters"], Tensor)
+        and _is_dict_of(value["store"], Tensor)
+        and type(value["modules"]) is list
+        and all(
+            type(item) is list and len(item) == 2 and _is_list_of_names([item[0]]) and _is_dict(item[1])
+            for item in value["modules"]
+        )
+    )
 
 
 def _is_history(value: Any) -> bool:

@@ -162,6 +162,8 @@ NAMES += ["optimizer", "stepper", "feed", "callbacks", "belongs_to", "learning_r
 WRONG: dict[str, Any] = {
     **{f"no {name}": _without(name) for name in NAMES},
     **{f"{name} a text": _with(**{name: "seven"}) for name in NAMES},
+    "no modules": _with(modules=[]),
+    "no modules and no names": _with(modules=[], module_parameters=[]),
     "epoch -3": _with(epoch=-3),
     "epoch 1.5": _with(epoch=1.5),
     "more epochs than steps": _with(epoch=10**9),
@@ -176,7 +178,6 @@ OTHER: dict[str, Any] = {
     "complex parameters": _parameters_as(torch.complex64),
     "int8 parameters": _parameters_as(torch.int8),
     "double parameters": _parameters_as(torch.float64),
-    "no modules": _with(modules=[]),
     "optimizer of nothing": _in("optimizer", value={}),
     "optimizer without groups": lambda c: c["optimizer"].update({name: {} for name in c["optimizer"]}),
     "optimizer of texts": lambda c: c["optimizer"].update(dict.fromkeys(c["optimizer"], "x")),

@@ -6,11 +6,11 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from programs import SmallVAE, binary
 from pyro.infer import SVI, Trace_ELBO
 from torch.optim.lr_scheduler import ExponentialLR
 
 from pyro_vae.infer import CompiledSVI, FusedOptim
+from tests.helpers.programs import SmallVAE, binary
 
 OPTIONS = {
     "plain": (torch.optim.Adam, {}, {}),

@@ -10,13 +10,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import PROGRAMS, SmallVAE, binary
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.infer import Adam, CaptureError, CaptureWarning, CompiledSVI
+from tests.helpers.programs import PROGRAMS, SmallVAE, binary
 
 
 def graph_svi(model: Any, guide: Any, **options: Any) -> CompiledSVI:
