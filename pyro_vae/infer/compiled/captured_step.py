@@ -67,7 +67,7 @@ class CapturedStep:
         self.held_since = 0  # the last call whose comparison with Pyro held
         self.graph: Callable[..., Any] = graph
         self.run: Callable[..., Any] = graph  # compiled, once it is
-        self.compiler: Callable[[list[Tensor]], Callable[..., Any]] | None = None  # from inputs to ``run``; None: done
+        self.compiler: Callable[[list[Tensor]], Callable[..., Any]] | None = None  # from inputs to a program; None: done
         self._held = [t.detach() for t in held]
         self._written = [t for t, written in zip(self._held, _written(graph), strict=False) if written]
         self._optim = optim
@@ -79,11 +79,6 @@ class CapturedStep:
         self._momentum_only: list[Tensor] = []
         self._grads: list[Tensor | None] = [None] * len(self._params)  # what stood in .grad at the last look
         self._versions: list[int] = []
-
-    def compile(self, tensors: list[Tensor]) -> None:
-        """Compile the graph for inputs like these, once."""
-        if self.compiler is not None:
-            self.run, self.compiler = self.compiler(tensors), None
 
     def outputs(self, run: Callable[..., Any], tensors: list[Tensor]) -> Outputs:
         """Run the graph, as ``self.graph`` or ``self.run``, on new inputs."""

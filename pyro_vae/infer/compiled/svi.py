@@ -23,6 +23,7 @@ from .errors import CaptureError, CaptureWarning
 from .gradients import Gradients
 from .losses import as_tensors, is_a_bound, marked, numbers, parts
 from .program import Call, Kind, Program, call_of, digest_of
+from .replace import compile_step
 from .undo import undone
 
 __all__ = ["CompiledSVI"]
@@ -219,14 +220,12 @@ class CompiledSVI(SVI):
     def _by_graph(self, step: CapturedStep, call: Call) -> Any:
         """The call by its graph, where that holds."""
         step.calls += 1
-        compiles = step.compiler is not None and step.calls >= self.compile_after
-        if compiles:
-            step.compile(call.tensors)
+        if step.compiler is not None and step.calls >= self.compile_after:
+            compile_step(step, call)
         random_state = torch.get_rng_state() if step.may_fail else None
         try:
-            new = compiles or not step.held_since  # compiled just now, or captured
-            due = audit_due(step.calls, self.check_steps) or (new and self.check_steps > 0)
-            difference = audit(step, call) if due else None
+            new = self.check_steps > 0 and not step.held_since  # not compared yet, though counted on after a resume
+            difference = audit(step, call) if new or audit_due(step.calls, self.check_steps) else None
             if difference is None:
                 return step(call.tensors)
             reason = CaptureError(message(difference, step))

@@ -14,7 +14,7 @@ from pyro_vae.infer.compiled import capture
 from pyro_vae.infer.compiled.backend import compiled
 from pyro_vae.infer.compiled.lower import functional
 from pyro_vae.infer.compiled.toolchain import kept_on_disk
-from tests.infer.programs import PROGRAMS
+from tests.helpers.programs import PROGRAMS
 
 aten = torch.ops.aten
 
