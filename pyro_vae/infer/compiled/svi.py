@@ -23,7 +23,7 @@ from .errors import CaptureError, CaptureWarning
 from .gradients import Gradients
 from .losses import as_tensors, is_a_bound, marked, numbers, parts
 from .program import Call, Kind, Program, call_of, digest_of
-from .toolchain import inductor
+from .replace import compile_step
 from .undo import undone
 
 __all__ = ["CompiledSVI"]
@@ -60,6 +60,9 @@ class CompiledSVI(SVI):
         check_steps: every how many captured calls the audit compares with Pyro (and at calls 1, 2, 4, ... before); 1
             compares every call, 0 none.
         max_captures: how many graphs are kept.
+        compile_after: the call of a graph at which it is compiled; until then it runs as it was captured. A run that
+            is shorter than a compiler's time, or a last batch that is smaller than the others, is never compiled, and
+            since calls are counted and not seconds, one seed gives one run.
         on_refusal: what happens where a program cannot be captured: ``"pyro"`` warns once and leaves it to Pyro,
             ``"raise"`` raises the ``CaptureError``.
 
@@ -100,6 +103,7 @@ class CompiledSVI(SVI):
         precision: Literal["float32", "bf16"] = "float32",
         check_steps: int = 1000,
         max_captures: int = 8,
+        compile_after: int = 250,
         on_refusal: Literal["pyro", "raise"] = "pyro",
     ) -> None:
         if compile not in (True, False, "graph"):
@@ -112,6 +116,7 @@ class CompiledSVI(SVI):
         self.compile = compile
         self.precision = precision
         self.check_steps = check_steps
+        self.compile_after = compile_after
         self.on_refusal = on_refusal
         self._cache = Cache(max_captures)
         self._gradients = Gradients()
@@ -196,12 +201,13 @@ class CompiledSVI(SVI):
         call = call._replace(tensors=self._on_device(call.tensors))
         if step is None:
             try:
-                self._catch_up(call)
+                answered = self._catch_up(call)
                 before = self._cache.to_capture(call.key)
                 if before is None:
                     return self._first(call)
                 compiles = self._compiles(kind)
                 step = captured_step(call, before=before, gradients=self._gradients, compile=compiles)
+                step.calls = answered
                 self._cache.keep(call.key, step)
             except CaptureError as error:
                 self._cache.refuse(call.key)
@@ -214,9 +220,12 @@ class CompiledSVI(SVI):
     def _by_graph(self, step: CapturedStep, call: Call) -> Any:
         """The call by its graph, where that holds."""
         step.calls += 1
+        if step.compiler is not None and step.calls >= self.compile_after:
+            compile_step(step, call)
         random_state = torch.get_rng_state() if step.may_fail else None
         try:
-            difference = audit(step, call) if audit_due(step.calls, self.check_steps) else None
+            new = self.check_steps > 0 and not step.held_since  # not compared yet, though counted on after a resume
+            difference = audit(step, call) if new or audit_due(step.calls, self.check_steps) else None
             if difference is None:
                 return step(call.tensors)
             reason = CaptureError(message(difference, step))
@@ -228,15 +237,13 @@ class CompiledSVI(SVI):
             reason = CaptureError(f"the graph fails on these data ({error}); model or guide may handle such an error.")
         self._cache.drop(call.key, step)
         self._cache.refuse(call.key)
-        if difference is not None and step.calls > 1:
+        if difference is not None and step.held_since:
             raise reason
         self._leave(reason)
         return self._by_pyro(call.program, call.kind, call.args, call.kwargs)
 
     def _first(self, call: Call) -> Any:
         """The first call of a kind: Pyro's, and a note of what it read."""
-        if self._compiles(call.kind):
-            inductor(on_cpu=all(t.device.type == "cpu" for t in call.tensors))
         with calls_of() as modules:
             result = self._by_pyro(call.program, call.kind, call.args, call.kwargs)
         try:
@@ -246,14 +253,20 @@ class CompiledSVI(SVI):
             self._leave(error)
         return result
 
-    def _catch_up(self, call: Call) -> None:
-        """After a resume, let such a call be at the point of its captures where it was: its first run, undone."""
-        if self._owed and self._owed.pop(digest_of(call.key), 0):
+    def _catch_up(self, call: Call) -> int:
+        """After a resume, let such a call be at the point of its captures where it was: its first run, undone.
+
+        Returns:
+            How many of these calls a graph answered before.
+        """
+        calls = self._owed.pop(digest_of(call.key), 0) if self._owed else 0
+        if calls:
             with undone(self._params.values()), calls_of() as modules:
                 _, self._params = call.evaluate()
             for p in self._params.values():
                 p.grad = None
             self._cache.seen(call.key, call.program.watch(modules, self._params))
+        return max(calls - 1, 0)
 
     def _compiles(self, kind: Kind) -> bool:
         return self.compile is True and kind != "loss"  # a look at data would seldom repay the compiler's time
