@@ -168,7 +168,7 @@ class CompiledSVI(SVI):
 
     @property
     def max_captures(self) -> int:
-        """How many graphs are kept at most."""
+        """The most graphs that are kept."""
         return self._cache.most
 
     def state_dict(self) -> dict[str, Any]:
@@ -204,8 +204,7 @@ class CompiledSVI(SVI):
                 before = self._cache.to_capture(call.key)
                 if before is None:
                     return self._first(call)
-                # A look at data would seldom repay the compiler's time.
-                compiles = self.compile is True and kind != "loss"
+                compiles = self.compile is True and kind != "loss"  # which would seldom repay the compiler's time
                 step = captured_step(call, before=before, gradients=self._gradients, compile=compiles)
                 step.calls = answered
                 self._cache.keep(call.key, step)
