@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from typing import Any
@@ -28,13 +29,13 @@ logger = logging.getLogger(__name__)
 
 
 def captured_step(call: Call, *, before: Watch, gradients: Gradients, compile: bool) -> CapturedStep:
-    """Run a call once more under the tracer, undone, and return its graph, compiled, with the update.
+    """Run a call once more under the tracer, undone, and return its graph, with the update.
 
     Args:
         call: the call.
         before: a watch over what Pyro's run of such a call read.
         gradients: what stands in ``.grad`` between steps.
-        compile: whether to compile the graph.
+        compile: whether the graph is to be compiled once it has been called often.
 
     Raises:
         CaptureError: no graph can stand for this call.
@@ -74,19 +75,18 @@ def captured_step(call: Call, *, before: Watch, gradients: Gradients, compile: b
             f"running model and guide changes state that they may depend on ({change}); a graph would freeze it. "
             "Pass it as a tensor argument."
         )
-    trace_seconds = time.perf_counter() - started
     own = {id(p) for p in before.params.values()}
     before.tensors({f"a closed-over tensor ({i})": t for i, t in enumerate(held) if id(t) not in own})
     step = CapturedStep(kind, graph, held, before, program.optim, traced, gradients)
     if compile:
-        step.run = compiled(share_casts(choose_products(cheapen_checks(graph))), held, tensors)
+        share_casts(choose_products(cheapen_checks(graph)))
+        step.compiler = functools.partial(compiled, graph, held)
     logger.info(
-        "captured %s for inputs %s: %d operations, traced in %.2f s, compiled in %.2f s",
+        "captured %s for inputs %s: %d operations, traced in %.2f s",
         kind,
         [tuple(t.shape) for t in tensors],
         len(graph.graph.nodes),
-        trace_seconds,
-        time.perf_counter() - started - trace_seconds,
+        time.perf_counter() - started,
     )
     return step
 

@@ -67,6 +67,8 @@ class CapturedStep:
         self.held_since = 0  # the last call whose comparison with Pyro held
         self.graph: Callable[..., Any] = graph
         self.run: Callable[..., Any] = graph  # compiled, once it is
+        # From inputs to ``run``; None once it is made, or where nothing is to be compiled.
+        self.compiler: Callable[[list[Tensor]], Callable[..., Any]] | None = None
         self._held = [t.detach() for t in held]
         self._written = [t for t, written in zip(self._held, _written(graph), strict=False) if written]
         self._optim = optim
