@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
 
     vae.eval()
     elbo, bound = distributed.spread(
-        lambda x: pv.bounds(vae.model, vae.guide, x, num_particles=args.num_particles), test
+        lambda x: pv.bounds(vae.model, vae.guide, x, num_particles=args.num_particles, progress=rank == 0), test
     )
     metrics: dict[str, object] = {
         "dataset": images.name,

@@ -26,8 +26,6 @@ from torch import Tensor
 
 import pyro_vae as pv
 
-CAPTURE_WARNING = getattr(pv, "CaptureWarning", DeprecationWarning)
-
 
 class Enough(BaseException):
     """Ends a test whose numbers suffice."""
@@ -141,11 +139,12 @@ class Recorder:
     def _listening(self) -> Iterator[None]:
         """Keep the capture's warnings from the test, which may turn warnings into errors, and write them down."""
         with warnings.catch_warnings():
-            warnings.filterwarnings("always", category=CAPTURE_WARNING)
+            warnings.filterwarnings("always", category=pv.CaptureWarning)
+            warnings.filterwarnings("ignore", message="no parameter receives a gradient")  # which Pyro does not mind
             outer = warnings.showwarning
 
             def show(message: Any, category: Any, *rest: Any, **options: Any) -> None:
-                if issubclass(category, CAPTURE_WARNING):
+                if issubclass(category, pv.CaptureWarning):
                     self.said.append(str(message))
                 else:
                     outer(message, category, *rest, **options)

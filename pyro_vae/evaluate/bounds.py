@@ -42,7 +42,7 @@ def bounds(
     guide: Callable[..., Any],
     *args: Any,
     num_particles: int = 1000,
-    plate: str | None = "data",
+    plate: str = "data",
     max_bytes: int = 256 * 2**20,
     compile: bool | Literal["graph"] = True,
     precision: Literal["float32", "bf16"] = "float32",
@@ -80,7 +80,7 @@ def bounds(
 
     Raises:
         TypeError, ValueError: there is no tensor of at least one row among the positional arguments, or one of another
-            number of rows; a count below 1; as ``log_weights``.
+            number of rows; the plate of the data has another size than they; a count below 1; as ``log_weights``.
 
     Example:
         >>> import pyro_vae as pv
@@ -111,12 +111,18 @@ def bounds(
         with Bfloat16Products() if precision == "bf16" else contextlib.nullcontext():
             found = weigh(model, guide, chunk_args, chunk_kwargs, particles, plate=plate, nesting=nesting)
         nesting = found.nesting
+        rows, width = data.length(chunk), found.log_weights.shape[1]
+        if width != rows:
+            raise ValueError(
+                f"model: expected one weight for each of {rows} rows of the data, got {width}. Put what belongs to a "
+                "row in pyro.plate('data', len(x))."
+            )
         return found.log_weights
 
     # Handlers around the call, poutine.trace say, are to see every pass.
     capture = bool(compile) and not poutine.runtime.am_i_wrapped()
     tolerance = 0.05 if precision == "bf16" else 1e-4
-    passes = _prepare(data, by_pyro, (model, guide), num_particles, max_bytes, capture, compile is True, tolerance)
+    passes = _prepare(data, by_pyro, (model, guide), num_particles, max_bytes, capture, compile != "graph", tolerance)
     return _run(data, passes, progress)
 
 

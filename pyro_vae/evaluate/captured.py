@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, fx
 
 from ..infer.compiled.backend import compiled
 from ..infer.compiled.dependencies import calls_of, dependencies_of
@@ -17,6 +18,7 @@ from ..infer.compiled.undo import undone
 from .bernoulli_sums import share_logarithms
 
 logger = logging.getLogger(__name__)
+aten = torch.ops.aten
 
 Pass = Callable[[list[Tensor]], Tensor]  # the tensors of a chunk -> log-weights (K, B)
 
@@ -55,13 +57,31 @@ def captured_pass(
         if change is not None:
             raise CaptureError(f"running model and guide changes what they depend on: {change}")
         graph = share_casts(choose_products(share_logarithms(graph)))
-        held = [t.detach() for t in held]
+        held = _cast_once(graph, [t.detach() for t in held])
         run = compiled(graph, held, example) if compile else graph
         _compare(lambda tensors: run(*held, *tensors)[0], by_pyro, other, tolerance)
-    except CaptureError as error:
-        logger.info("evaluated by Pyro, not by a captured graph: %s", error)
+    except Exception as error:  # an error of the user's own, Pyro's passes raise again
+        logger.info("evaluated by Pyro, not by a captured graph: %s: %s", type(error).__name__, error)
         return None
     return lambda tensors: run(*held, *tensors)[0]
+
+
+def _cast_once(graph: fx.GraphModule, held: list[Tensor]) -> list[Tensor]:
+    """Cast parameters to bfloat16 before all passes: the graph takes what it casts as it is, behind ``held``."""
+    placeholders = graph.graph.find_nodes(op="placeholder")
+    values = dict(zip(placeholders, held, strict=False))
+    casts = [n for n in graph.graph.nodes if n.target is aten._to_copy.default and n.args[0] in values]
+    for cast in casts:
+        if any(user.target is not aten._to_copy.default for user in cast.args[0].users):
+            continue  # something else takes it, and might write to it
+        held.append(aten._to_copy.default(values[cast.args[0]], **cast.kwargs))
+        with graph.graph.inserting_before(placeholders[len(values)]):
+            new = graph.graph.placeholder(f"cast{len(held)}")
+        new.meta["val"] = held[-1]
+        cast.replace_all_uses_with(new)
+        graph.graph.erase_node(cast)
+    graph.recompile()
+    return held
 
 
 def _compare(run: Pass, by_pyro: Pass, chunk: list[Tensor], tolerance: float) -> None:

@@ -50,6 +50,10 @@ class Data:
         """The tensors of the rows from ``first`` to before ``last``."""
         return [tensor[first:last] if tensor.ndim else tensor for tensor in self.tensors]
 
+    def length(self, chunk: list[Tensor]) -> int:
+        """The number of rows of a chunk."""
+        return next(len(tensor) for tensor in chunk if tensor.ndim)
+
     def repeated(self, rows: int) -> list[Tensor]:
         """The tensors of the first row, ``rows`` times."""
         return [tensor[:1].expand(rows, *tensor.shape[1:]) if tensor.ndim else tensor for tensor in self.tensors]

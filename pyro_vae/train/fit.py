@@ -140,7 +140,11 @@ def fit(
             "on_nonfinite": on_nonfinite,
             "schedules": sorted(schedules or {}),
             "validation": "given" if validation is not None else "not given",
-            "callbacks": [type(callback).__name__ for callback in dispatch.callbacks if callback.essential],
+            "callbacks": [  # the first process alone has the others
+                type(callback).__name__
+                for callback in dispatch.callbacks
+                if callback.essential and not isinstance(callback, Checkpoint)
+            ],
         }
     )
     exchange.same_generator()

@@ -85,7 +85,7 @@ def test_a_compiled_pass_gives_what_pyro_gives_on_the_same_draws(always_captured
         torch.testing.assert_close(compiled, eager, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("num_particles", [1, 13, 100])
+@pytest.mark.parametrize("num_particles", [1, 13, 30])
 def test_every_datum_is_evaluated_once_with_all_its_particles(always_captured, num_particles):
     """Chunks and passes that do not divide the data and the particles: the bound of a datum is its own."""
 
@@ -185,6 +185,26 @@ def test_positional_trees_and_the_mask_are_cut_and_keywords_are_not(always_captu
         torch.testing.assert_close(elbo, exact, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_images_of_convolutions_are_captured(always_captured, rows, dtype):
+    decoder = nn.Sequential(nn.Linear(2, 32), nn.Unflatten(1, (2, 4, 4)), nn.Conv2d(2, 1, 3, padding=1))
+    encoder = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 4))
+    vae = pv.VAE(
+        pv.StandardNormalPrior(2),
+        pv.BernoulliLikelihood(pv.AnyLeadingDims(decoder, event_dim=1), event_shape=(1, 4, 4)),
+        pv.DiagonalNormalPosterior(encoder),
+    )
+    vae.eval().to(dtype)
+    x = binary(rows, 16).reshape(rows, 1, 4, 4).to(dtype)
+    results = []
+    for compile in (False, "graph"):
+        pyro.set_rng_seed(0)
+        results.append(pv.log_likelihood(vae.model, vae.guide, x, num_particles=np.int64(20), compile=compile))
+    assert always_captured["captured"] == 1
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-4)
+
+
 def test_bad_arguments_are_refused(make_vae, binary_data):
     vae = make_vae()
     with pytest.raises(ValueError, match=r"args\[0\]: expected data of at least one row"):
@@ -202,6 +222,10 @@ def test_bad_arguments_are_refused(make_vae, binary_data):
         pv.bounds(vae.model, vae.guide, binary_data, torch.zeros(63))
     with pytest.raises(ValueError, match=r"mask: expected 64 rows as in args\[0\], got 6"):
         pv.bounds(vae.model, vae.guide, binary_data, mask=torch.ones(6))
+    with pytest.raises(ValueError, match=r"model: expected one weight for each of 2 rows of the data, got 1"):
+        pv.bounds(
+            lambda x: pyro.sample("x", dist.Normal(0.0, 1.0).to_event(0), obs=x.sum()), lambda x: None, binary_data
+        )
     with pytest.raises(ValueError, match=r"num_particles: expected an integer of at least 1, got 0"):
         pv.log_likelihood(vae.model, vae.guide, binary_data, num_particles=0)
     with pytest.raises(ValueError, match=r"max_bytes: expected an integer of at least 1, got -1"):
@@ -348,7 +372,16 @@ class Counts:
             pyro.sample("x", dist.Normal(z, 1.0 + len(self.runs)), obs=x)
 
 
-@pytest.mark.parametrize("model", [reads_a_value, draws_in_python, selects_rows])
+def has_no_kernel(x):
+    """What the tracer cannot run, for another reason than a value that is read."""
+    if torch.fx.experimental.proxy_tensor.get_proxy_mode() is not None:
+        raise NotImplementedError("no such kernel")
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("model", [reads_a_value, draws_in_python, selects_rows, has_no_kernel])
 def test_a_program_that_no_graph_stands_for_is_evaluated_by_pyro(always_captured, model):
     x = torch.linspace(-3, 3, 23)
     elbo = pv.bounds(model, linear_guide, x, num_particles=5, max_bytes=1_000).elbo
@@ -410,3 +443,17 @@ def test_bfloat16_products_change_a_bound_by_little(always_captured, compile):
         )
     assert not torch.equal(*results)
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=0.2)
+
+
+def test_parameters_are_cast_once_for_all_passes(always_captured, monkeypatch):
+    monkeypatch.setattr(BOUNDS, "_BYTES_TO_COMPILE", 0)
+    graphs = []
+    monkeypatch.setattr(captured_module, "compiled", lambda graph, held, inputs: graphs.append((graph, held)) or graph)
+    vae, x = wider_vae(), binary(11, 64)
+    pv.bounds(vae.model, vae.guide, x, num_particles=5, max_bytes=20_000, precision="bf16")
+    assert always_captured["captured"] == 1
+    graph, held = graphs[0]
+    assert sum(t.dtype is torch.bfloat16 for t in held) == 4  # the weights of both networks' two layers
+    casts = [n for n in graph.graph.nodes if n.target is torch.ops.aten._to_copy.default]
+    assert casts
+    assert not any(cast.args[0].op == "placeholder" and "held" in cast.args[0].name for cast in casts)

@@ -87,7 +87,7 @@ def test_every_part_gets_all_that_is_given_in_order(binary_data):
     vae.model(binary_data, *given)
     expect(1, 1, 0)
     vae.guide(binary_data, *given)
-    expect(0, 0, 1)
+    expect(1, 0, 1)  # the first call of the posterior compares its event shape with the prior's
     vae.reconstruct(binary_data, *given)
     expect(0, 1, 1)
     vae.sample(64, *given)
@@ -244,16 +244,34 @@ def test_latent_variables_of_another_shape_than_the_prior_are_refused(binary_dat
     for run in (
         lambda: SVI(narrow.model, narrow.guide, pyro.optim.Adam({}), Trace_ELBO()).step(binary_data),
         lambda: pv.log_weights(narrow.model, narrow.guide, binary_data, num_particles=3),
-        lambda: poutine.condition(narrow.model, {"z": torch.zeros(64, 2)})(binary_data),
+        lambda: narrow.reconstruct(binary_data),
     ):
         with pytest.raises(ValueError, match=r"posterior: expected q\(z\|x\) of event shape \(1,\), .* got \(2,\)"):
             run()
+    narrow.prior = vae.prior
+    narrow.reconstruct(binary_data)
+    narrow.prior = pv.StandardNormalPrior(3)
+    with pytest.raises(ValueError, match=r"posterior: expected q\(z\|x\) of event shape \(3,\), .* got \(2,\)"):
+        copy.deepcopy(narrow).encode(binary_data)
+
+
+def test_the_prior_is_not_built_to_compare_shapes_at_every_step(binary_data):
+    vae = recorded()
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+    for _ in range(5):
+        svi.step(binary_data)
+    assert len(vae.prior.calls) == 6
+    for part in vae.children():
+        part.calls.clear()
+    again = copy.deepcopy(vae)
+    again.encode(binary_data)
+    assert again.prior.calls == []
 
 
 def test_parts_that_give_no_distribution_are_refused():
     vae = helpers.small_vae()
     with pytest.raises(TypeError, match=r"prior: expected a module whose forward returns a distribution, .* Tensor"):
-        pv.VAE(lambda: torch.zeros(2), vae.likelihood, vae.posterior).model()
+        pv.VAE(lambda: torch.zeros(2), vae.likelihood, vae.posterior).sample()
 
 
 class LogNormalPosterior(nn.Module):

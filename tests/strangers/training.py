@@ -363,7 +363,7 @@ def norms_of_gradients_later() -> Setup:
     return _hooked(lambda notes: lambda grad: notes.append(grad.norm().item()), 7)
 
 
-@program(NOTICED)
+@program(LEFT, says="hook")
 def scaled_gradients() -> Setup:
     """`register_hook` that scales a gradient, registered in mid-training"""
     return _hooked(lambda notes: lambda grad: 0.5 * grad, 7)

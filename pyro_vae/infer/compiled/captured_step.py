@@ -67,7 +67,8 @@ class CapturedStep:
         self.held_since = 0  # the last call whose comparison with Pyro held
         self.graph: Callable[..., Any] = graph
         self.run: Callable[..., Any] = graph  # compiled, once it is
-        self.compiler: Callable[[list[Tensor]], Callable[..., Any]] | None = None  # from inputs to a program; None: done
+        # From inputs to ``run``; None once it is made, or where nothing is to be compiled.
+        self.compiler: Callable[[list[Tensor]], Callable[..., Any]] | None = None
         self._held = [t.detach() for t in held]
         self._written = [t for t, written in zip(self._held, _written(graph), strict=False) if written]
         self._optim = optim
@@ -104,11 +105,11 @@ class CapturedStep:
 
     def outputs_undone(self, run: Callable[..., Any], tensors: list[Tensor]) -> Outputs:
         """The same, and leave buffers and random numbers as they were."""
-        before = [t.clone() for t in self._written]  # a compiled graph's writes pass unseen
+        before = [t.untyped_storage().clone() for t in self._written]  # a compiled graph's writes pass unseen
         with undone(self._params):  # which undoes what is written to the outputs, too
             out = Outputs(*([t.clone() for t in part] for part in self.outputs(run, tensors)))
         for t, value in zip(self._written, before, strict=True):
-            t.copy_(value)
+            t.untyped_storage().copy_(value)  # which leaves the tensor's version as it is
         return out
 
     def __call__(self, tensors: list[Tensor]) -> Any:
@@ -147,7 +148,13 @@ def _written(graph: fx.GraphModule) -> list[bool]:
     written: set[fx.Node] = set()
     for node in graph.graph.nodes:
         for argument in writes_to(node.target, node.args, node.kwargs) if node.op == "call_function" else ():
-            while isinstance(argument, fx.Node) and argument.op == "call_function":  # a view of an input
+            while isinstance(argument, fx.Node) and _shares_memory(argument):  # a view of an input
                 argument = argument.args[0]
             written.add(argument)
     return [node in written for node in graph.graph.find_nodes(op="placeholder")]
+
+
+def _shares_memory(node: fx.Node) -> bool:
+    """Whether an operation gives its first argument, or a view of it."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(result.alias_info is not None for result in schema.returns)

@@ -54,13 +54,13 @@ def functional(
 
 
 def _write_last(graph: fx.Graph) -> None:
-    """Moves writes to inputs to the end, as inductor takes for granted; what reads in between reads the new value.
+    """Move writes to inputs to the end, as inductor takes for granted; what reads in between reads the new value.
 
     Raises:
-        NotImplementedError: where this cannot be told from the graph alone, as when an input shares memory with another one.
+        NotImplementedError: where this cannot be told from the graph alone, as when two inputs share memory.
     """
     inputs = list(graph.find_nodes(op="placeholder"))
-    last = next(iter(reversed(graph.nodes)))
+    last = graph.output_node()
     order = {node: place for place, node in enumerate(graph.nodes)}
     for write in [node for node in graph.nodes if _schema(node) is not None and _schema(node).is_mutable]:
         target, value = write.args[:2] if write.target is aten.copy_.default else (write, None)
@@ -69,9 +69,10 @@ def _write_last(graph: fx.Graph) -> None:
         memory = _memory(target)
         if sum(_memory(other) == memory for other in inputs) > 1:
             raise NotImplementedError(f"the graph writes to {target}, which shares memory with another input")
-        old, new = target.meta["val"], value.meta["val"]
+        old, new = target.meta["val"], value.meta["val"]  # type: ignore[union-attr]
         later = [user for user in target.users if order[user] > order[write]]
-        if later and (old.shape != new.shape or old.dtype != new.dtype) or any(map(_is_view, target.users)):
+        differs = old.shape != new.shape or old.dtype != new.dtype
+        if (later and differs) or any(map(_is_view, target.users)):
             raise NotImplementedError(f"the graph writes to {target} between reads of it")
         for user in later:
             if user.target is not aten.copy_.default or user.args[0] is not target:
@@ -96,7 +97,7 @@ def _schema(node: fx.Node) -> Any:
 
 
 def _make_distinct(graph: fx.Graph) -> None:
-    """Copies what is returned twice, or returned as it came: inductor's program hands out each tensor once."""
+    """Copy what is returned twice, or returned as it came: inductor's program hands out each tensor once."""
     last = next(iter(reversed(graph.nodes)))
     seen: set[fx.Node] = set()
     outputs = []

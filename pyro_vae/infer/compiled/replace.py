@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from ..._warn import warn
 from .captured_step import CapturedStep
@@ -44,15 +44,16 @@ def compile_step(step: CapturedStep, call: Call) -> None:
 
 def _difference(step: CapturedStep, run: Callable[..., Any], call: Call) -> str | None:
     names = {id(p): name for name, p in step.traced.params.items()}
-    results = []
-    change = None
+
+    def results(function: Callable[..., Any]) -> tuple[list[float], dict[str, Tensor]]:
+        out = step.outputs_undone(function, call.tensors)
+        grads = {names[id(p)]: g for p, g in zip(step.traced.trained, out.grads, strict=True)}
+        return [numbers(part) for part in out.losses], grads
+
+    change: str | None = None
     with undone(step.traced.params.values()):
         for _ in range(_DRAWS):
-            for function in (run, step.graph):
-                out = step.outputs_undone(function, call.tensors)
-                grads = {names[id(p)]: g for p, g in zip(step.traced.trained, out.grads, strict=True)}
-                results += [[numbers(part) for part in out.losses], grads]
-            got, grads, want, want_grads = results[-4:]
+            (got, grads), (want, want_grads) = results(run), results(step.graph)
             change = difference(got, want, grads, want_grads, 5e-2 if call.program.precision == "bf16" else 1e-3)
             if change is None:
                 return None

@@ -19,12 +19,13 @@ from .capture import captured_step
 from .captured_step import CapturedStep
 from .check import audit, audit_due, message
 from .dependencies import calls_of
-from .errors import CaptureError, CaptureWarning
+from .errors import CaptureError
 from .gradients import Gradients
 from .losses import as_tensors, is_a_bound, marked, numbers, parts
 from .program import Call, Kind, Program, call_of, digest_of
 from .replace import compile_step
 from .undo import undone
+from .words import Words
 
 __all__ = ["CompiledSVI"]
 
@@ -42,8 +43,8 @@ class CompiledSVI(SVI):
       call, ``max_captures`` of them at most; whatever else comes is run by Pyro.
     - What model, guide and objective read by name is watched (globals, closed-over variables, attributes, training
       flags, parameters), and where it changes, the step is captured anew.
-    - What no watch can see is found by an audit: captured calls 1, 2, 4, 8, ... and every ``check_steps``-th are
-      compared with Pyro's own step on the same random numbers.
+    - What no watch can see is found by an audit: captured calls 1, 2, 4, ... and each ``check_steps``-th are compared
+      with Pyro's step on the same random numbers.
     - A program that no graph can stand for is left to Pyro, and a :class:`CaptureWarning` says so once, with the line.
     - A step whose loss or gradients are not finite changes no parameter and no optimizer state. Its loss is returned
       (NaN, if only a gradient was not finite), and :meth:`step` warns.
@@ -61,8 +62,7 @@ class CompiledSVI(SVI):
             compares every call, 0 none.
         max_captures: how many graphs are kept.
         compile_after: the call of a graph at which it is compiled; until then it runs as it was captured. A run that
-            is shorter than a compiler's time, or a last batch that is smaller than the others, is never compiled, and
-            since calls are counted and not seconds, one seed gives one run.
+            is too short to repay a compiler is never compiled. Calls are counted, not seconds: one seed, one run.
         on_refusal: what happens where a program cannot be captured: ``"pyro"`` warns once and leaves it to Pyro,
             ``"raise"`` raises the ``CaptureError``.
 
@@ -117,12 +117,11 @@ class CompiledSVI(SVI):
         self.precision = precision
         self.check_steps = check_steps
         self.compile_after = compile_after
-        self.on_refusal = on_refusal
         self._cache = Cache(max_captures)
         self._gradients = Gradients()
         self._params: dict[str, Tensor] = {}  # those of the last call that Pyro ran
         self._owed: dict[str, int] = {}  # calls made before a resume, by digest of their key
-        self._said: set[str] = set()
+        self._words = Words(raising=on_refusal == "raise")
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one optimization step.
@@ -169,7 +168,7 @@ class CompiledSVI(SVI):
 
     @property
     def max_captures(self) -> int:
-        """How many graphs are kept at most."""
+        """The most graphs that are kept."""
         return self._cache.most
 
     def state_dict(self) -> dict[str, Any]:
@@ -192,7 +191,7 @@ class CompiledSVI(SVI):
         try:
             call = call_of(program, kind, args, kwargs)
         except CaptureError as error:
-            self._leave(error)
+            self._words.leave(error)
             return self._by_pyro(program, kind, args, kwargs)
         step = self._cache.find(call.key)
         # Where the store was cleared, Pyro fills it again.
@@ -205,13 +204,13 @@ class CompiledSVI(SVI):
                 before = self._cache.to_capture(call.key)
                 if before is None:
                     return self._first(call)
-                compiles = self._compiles(kind)
+                compiles = self.compile is True and kind != "loss"  # which would seldom repay the compiler's time
                 step = captured_step(call, before=before, gradients=self._gradients, compile=compiles)
                 step.calls = answered
                 self._cache.keep(call.key, step)
             except CaptureError as error:
                 self._cache.refuse(call.key)
-                self._leave(error)
+                self._words.leave(error)
                 return self._by_pyro(program, kind, args, kwargs)
         if kind == "step" and step.adds_to_gradients():
             return self._by_pyro(program, kind, args, kwargs)  # which adds to them
@@ -239,7 +238,7 @@ class CompiledSVI(SVI):
         self._cache.refuse(call.key)
         if difference is not None and step.held_since:
             raise reason
-        self._leave(reason)
+        self._words.leave(reason)
         return self._by_pyro(call.program, call.kind, call.args, call.kwargs)
 
     def _first(self, call: Call) -> Any:
@@ -250,7 +249,7 @@ class CompiledSVI(SVI):
             self._cache.seen(call.key, call.program.watch(modules, self._params))
         except CaptureError as error:
             self._cache.refuse(call.key)
-            self._leave(error)
+            self._words.leave(error)
         return result
 
     def _catch_up(self, call: Call) -> int:
@@ -268,9 +267,6 @@ class CompiledSVI(SVI):
             self._cache.seen(call.key, call.program.watch(modules, self._params))
         return max(calls - 1, 0)
 
-    def _compiles(self, kind: Kind) -> bool:
-        return self.compile is True and kind != "loss"  # a look at data would seldom repay the compiler's time
-
     def _on_device(self, tensors: list[Tensor]) -> list[Tensor]:
         """The inputs, with numbers on the parameters' device: one on the host would prevent a CUDA graph."""
         device = next((p.device for p in self._params.values()), torch.device("cpu"))
@@ -279,18 +275,6 @@ class CompiledSVI(SVI):
             if device.type == "cuda"
             else tensors
         )
-
-    def _leave(self, error: CaptureError) -> None:
-        """Say once that calls of a kind are left to Pyro, or raise."""
-        if self.on_refusal == "raise":
-            raise error
-        if str(error) not in self._said and len(self._said) < 8:
-            self._said.add(str(error))
-            warn(
-                f"{error} This program is left to Pyro, whose results are the same (on_refusal='raise' makes this an "
-                "error, compile=False says that it is meant).",
-                CaptureWarning,
-            )
 
     def _by_pyro(self, program: Program, kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call as Pyro makes it."""
@@ -301,9 +285,8 @@ class CompiledSVI(SVI):
         result = as_tensors(loss, self._params)
         if kind == "loss":
             return result
-        if "untrained" not in self._said and all(p.grad is None for p in params):
-            self._said.add("untrained")
-            warn(
+        if all(p.grad is None for p in params):
+            self._words.once(
                 "no parameter receives a gradient: the step trains nothing. Register the module's parameters with "
                 "pyro.module in model or guide, and see that they require gradients."
             )

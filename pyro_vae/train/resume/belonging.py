@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,12 +17,12 @@ from ...infer.distributed.processes import world_size
 from ..callbacks.base import Callback
 from ..run import Run
 from ..schedules import Schedule
+from .fingerprint import describe_data, is_option, name_of
 from .learning_rates import schedulers
 
 __all__ = ["describe_inputs", "describe_model", "differences"]
 
 _TIMES = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)  # epochs: where to compare schedules
-_SAMPLE = 64  # rows of a tensor, or batches of a list, that are compared
 # Differences of these are told, and the run goes on.
 _HARMLESS = ("epochs", "seed", "versions", "svi", "processes", "other callbacks", "on_nonfinite", "device")
 # So are differences of these where ``epochs`` is another one: a schedule may depend on it.
@@ -64,17 +62,17 @@ def describe_inputs(
             "processes": world_size(),
             "on_nonfinite": on_nonfinite,
             "other callbacks": sorted(type(c).__name__ for c in callbacks if not c.essential),
-            "model": _name(run.svi.model),
-            "guide": _name(run.svi.guide),
+            "model": name_of(run.svi.model),
+            "guide": name_of(run.svi.guide),
             "modules": _modules(_owners(run.svi)),
             "objective": _objective(run.svi),
             "optimizer": _optimizer(run.svi.optim),
             "size": run.size,
-            "transform": None if transform is None else _name(transform),
-            "schedules": {name: [float(schedule(t)) for t in _TIMES] for name, schedule in schedules.items()},
+            "transform": None if transform is None else name_of(transform),
+            "schedules": {name: _values(schedule) for name, schedule in schedules.items()},
             "callbacks": {type(callback).__name__: _callback(callback) for callback in essential},
-            "train": _data(run.train),
-            "validation": None if run.validation is None else _data(run.validation),
+            "train": describe_data(run.train),
+            "validation": None if run.validation is None else describe_data(run.validation),
         }
     )
 
@@ -110,7 +108,8 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[s
     serious: list[str] = []
     mild: list[str] = []
     for name in now:
-        # A parameter, or a module, that only one of them has may appear later: that is found when it is set.
+        # A parameter, a module or an attribute of one that only one of them has may appear later: parameters are
+        # compared again when they are set.
         both = name in ("parameter", "modules")
         for path, old, new in _compare(name, then.get(name), now[name], both):
             line = f"{path}: {_short(old)} in the checkpoint, {_short(new)} now"
@@ -122,7 +121,7 @@ def _compare(path: str, old: Any, new: Any, both: bool) -> Iterator[tuple[str, A
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
             if not both or (key in old and key in new):
-                yield from _compare(f"{path}.{key}", old.get(key), new.get(key), False)
+                yield from _compare(f"{path}.{key}", old.get(key), new.get(key), both)
     elif old != new:
         yield path, old, new
 
@@ -155,39 +154,20 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _name(value: Any) -> str:
-    """Name of a function or a class; of the class, for a method or an object."""
-    function = getattr(value, "__func__", value)
-    if isinstance(getattr(function, "__qualname__", None), str):
-        owner = getattr(value, "__self__", None)
-        name = f"{type(owner).__qualname__}.{function.__name__}" if owner is not None else function.__qualname__
-    else:
-        name = type(value).__qualname__
-    return name.replace("<locals>.", "")
-
-
 def _described(value: Any, names: tuple[str, ...] | None = None) -> dict[str, Any]:
     """Class of an object, and its public attributes that are plain values."""
     found: dict[str, Any] = {"class": type(value).__qualname__.replace("<locals>.", "")}
     for name in names if names is not None else sorted(vars(value)):
         attribute = getattr(value, name, None)
-        if not name.startswith("_") and name not in _PROGRESS and _is_option(attribute):
+        if not name.startswith("_") and name not in _PROGRESS and is_option(attribute):
             found[name] = attribute
     return found
-
-
-def _is_option(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return len(value) < 20 and all(map(_is_option, value))
-    if isinstance(value, dict):
-        return len(value) < 20 and all(map(_is_option, value.values()))
-    return isinstance(value, (bool, int, float, str, np.number))
 
 
 def _objective(svi: Any) -> Any:
     loss = getattr(svi, "loss", None)
     owner = getattr(loss, "__self__", None)
-    return _name(loss) if owner is None else _described(owner)
+    return name_of(loss) if owner is None else _described(owner)
 
 
 def _optimizer(optim: Any) -> dict[str, Any]:
@@ -195,7 +175,7 @@ def _optimizer(optim: Any) -> dict[str, Any]:
     maker = getattr(optim, "pt_optim_constructor", None)
     found = {
         **_described(optim, ("clip_norm", "pt_clip_args")),
-        "of": _name(maker) if maker is not None else "",
+        "of": name_of(maker) if maker is not None else "",
         "options": {name: _option(value) for name, value in options.items()} if isinstance(options, dict) else {},
     }
     schedule = getattr(optim, "pt_scheduler_args", None)  # of Pyro's schedulers
@@ -205,7 +185,7 @@ def _optimizer(optim: Any) -> dict[str, Any]:
 def _option(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.tolist()
-    return value if _is_option(value) else _name(value)
+    return value if is_option(value) else name_of(value)
 
 
 def _callback(callback: Callback) -> dict[str, Any]:
@@ -214,70 +194,21 @@ def _callback(callback: Callback) -> dict[str, Any]:
     for name in inspect.signature(type(callback)).parameters:
         value = getattr(callback, name, None)
         if name == "schedule" and callable(value):
-            found[name] = [float(value(t)) for t in _TIMES]
-        elif _is_option(value):
+            found[name] = _values(value)
+        elif is_option(value):
             found[name] = value
     return found
 
 
-def _data(batches: Any) -> dict[str, Any]:
-    """Kind and number of the data, how they are cut into batches, and a fingerprint of those in memory."""
-    found: dict[str, Any] = {"class": type(batches).__qualname__}
-    if isinstance(batches, (list, tuple)):
-        return {**found, "batches": len(batches), "fingerprint": _fingerprint(_sample(batches))}
-    dataset = getattr(batches, "dataset", None)
-    for name, owner in (("batches", batches), ("data", dataset)):
-        with suppress(TypeError):  # it has no length
-            found[name] = len(owner)  # type: ignore[arg-type]
-    for owner in (batches, dataset):
-        attributes = getattr(owner, "__dict__", {})
-        found |= {
-            name: value
-            for name, value in attributes.items()
-            if not name.startswith("_") and name not in _PROGRESS and _is_option(value)
-        }
-        found |= {name: _name(attributes[name]) for name in ("transform", "sampler", "dataset") if name in attributes}
-        held = [value for value in attributes.values() if _is_data(value)]
-        if held:
-            found["fingerprint"] = _fingerprint(held)
-    return found
-
-
-def _is_data(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return len(value) > 0 and all(map(_is_data, value[:_SAMPLE]))
-    return isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0
-
-
-def _sample(items: Any) -> list[Any]:
-    """At most so many items, evenly spaced, the last one included."""
-    number = len(items)
-    places = range(number) if number <= _SAMPLE else [round(i * (number - 1) / (_SAMPLE - 1)) for i in range(_SAMPLE)]
-    return [items[place] for place in places]
-
-
-def _fingerprint(value: Any) -> str:
-    digest = hashlib.sha256()
-    _feed(digest, value)
-    return digest.hexdigest()[:16]
-
-
-def _feed(digest: Any, value: Any) -> None:
-    if isinstance(value, (Tensor, np.ndarray)):
-        digest.update(f"{tuple(value.shape)} {value.dtype}".encode())
-        rows = _sample(value) if value.ndim else [value]
-        for row in rows:
-            array = row.detach().cpu() if isinstance(row, Tensor) else torch.as_tensor(np.asarray(row))
-            digest.update(array.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _feed(digest, item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            digest.update(str(key).encode())
-            _feed(digest, item)
-    elif isinstance(value, (bool, int, float, str)):
-        digest.update(repr(value).encode())
+def _values(schedule: Schedule) -> list[float | None]:
+    """Values of a schedule, by which two are compared; None where it has none, beyond the end of a table say."""
+    values: list[float | None] = []
+    for time in _TIMES:
+        try:
+            values.append(float(schedule(time)))
+        except Exception:  # whatever it is, the loop will say it if it comes to that time
+            values.append(None)
+    return values
 
 
 def _first(items: Iterator[Any]) -> list[Any]:

@@ -97,6 +97,5 @@ def test_a_graph_of_too_many_operations_runs_as_captured_and_says_so(monkeypatch
     monkeypatch.setattr(backend, "MOST_OPERATIONS", 20)
     svi = new_svi(compile_after=1)
     with pytest.warns(UserWarning, match="operations and runs uncompiled") as seen:
-        for n in (5, 5, 5, 4, 4, 4):
-            svi.step(binary(n))
+        [svi.step(binary(n)) for n in (5, 5, 5, 4, 4, 4)]
     assert len(seen) == 1
