@@ -129,6 +129,7 @@ def test_no_process_outlives_torchrun(tmp_path):
         while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+        process.stdout.close()
     last = max(int(path.stem[5:]) for path in tmp_path.glob("step-*.pt"))
     assert last < 20
     _, results = finished(tmp_path)  # the next run is not disturbed

@@ -105,11 +105,11 @@ class CapturedStep:
 
     def outputs_undone(self, run: Callable[..., Any], tensors: list[Tensor]) -> Outputs:
         """The same, and leave buffers and random numbers as they were."""
-        before = [t.clone() for t in self._written]  # a compiled graph's writes pass unseen
+        before = [t.untyped_storage().clone() for t in self._written]  # a compiled graph's writes pass unseen
         with undone(self._params):  # which undoes what is written to the outputs, too
             out = Outputs(*([t.clone() for t in part] for part in self.outputs(run, tensors)))
         for t, value in zip(self._written, before, strict=True):
-            t.copy_(value)
+            t.untyped_storage().copy_(value)  # which leaves the tensor's version as it is
         return out
 
     def __call__(self, tensors: list[Tensor]) -> Any:
@@ -148,7 +148,13 @@ def _written(graph: fx.GraphModule) -> list[bool]:
     written: set[fx.Node] = set()
     for node in graph.graph.nodes:
         for argument in writes_to(node.target, node.args, node.kwargs) if node.op == "call_function" else ():
-            while isinstance(argument, fx.Node) and argument.op == "call_function":  # a view of an input
+            while isinstance(argument, fx.Node) and _shares_memory(argument):  # a view of an input
                 argument = argument.args[0]
             written.add(argument)
     return [node in written for node in graph.graph.find_nodes(op="placeholder")]
+
+
+def _shares_memory(node: fx.Node) -> bool:
+    """Whether an operation gives its first argument, or a view of it."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(result.alias_info is not None for result in schema.returns)

@@ -1,8 +1,8 @@
 """What is handed to inductor computes what was captured, and writes to inputs at its end only."""
 
-from typing import itertools
+import itertools
+from typing import Any
 
-import Any
 import pyro
 import pytest
 import torch
