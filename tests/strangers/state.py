@@ -479,6 +479,41 @@ def a_decorated_model() -> Setup:
 
 
 @program(CAPTURED)
+def the_shape_of_closed_over_data() -> Setup:
+    """`data.shape[0]`, `data.dtype` and `data.mT` of a closed-over tensor"""
+    data = reals(5, 2)
+
+    def model() -> None:
+        assert data.dtype == torch.get_default_dtype()
+        observe(data.mT[0], 1.0 / data.shape[0])
+
+    return Setup(model, guide, without_arguments())
+
+
+@program(CAPTURED)
+def the_shape_of_an_array() -> Setup:
+    """`array.shape[0]`, `array.T` of a closed-over numpy array"""
+    array = np.arange(6.0).reshape(2, 3)
+    return Setup(lambda x: observe(x, 1.0 / array.shape[0] + float(array.T[1, 0])), guide, fresh(5))
+
+
+@program(CAPTURED)
+def options_in_a_named_tuple() -> Setup:
+    """A field of a closed-over named tuple and of a frozen data class, and a property"""
+
+    @dataclasses.dataclass(frozen=True)
+    class Cfg:
+        beta: float = 1.0
+
+        @property
+        def half(self) -> float:
+            return 0.5 * self.beta
+
+    options, cfg = collections.namedtuple("Options", "beta")(0.5), Cfg()
+    return Setup(lambda x: observe(x, options.beta * cfg.beta + cfg.half), guide, fresh(5))
+
+
+@program(CAPTURED)
 def a_cached_helper() -> Setup:
     """`functools.lru_cache` around a helper"""
 
