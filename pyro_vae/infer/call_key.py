@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import enum
 import hashlib
+import itertools
 import types
 from collections.abc import Hashable, Iterator
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["digest", "flatten", "with_tensors"]
+__all__ = ["code_in", "digest", "flatten", "with_tensors"]
 
 _PLAIN = (bool, int, complex, str, bytes, type(None), range, torch.dtype, torch.device, torch.layout, enum.Enum)
 # Compared by identity; what they read is watched.
@@ -61,6 +62,18 @@ def flatten(value: Any, tensors: list[Tensor], where: str = "args") -> Hashable:
         f"{where}: a {type(value).__name__} can be neither an input of a graph nor part of its key. Pass a tensor "
         "(torch.as_tensor(...)), a plain value, or a tuple, list, dict or dataclass of them."
     )
+
+
+def code_in(value: Any) -> Iterator[Any]:
+    """Yield the functions, modules and classes among some arguments."""
+    if isinstance(value, _CODE):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        yield from itertools.chain(*map(code_in, value))
+    elif isinstance(value, dict):
+        yield from itertools.chain(*map(code_in, value.values()))
+    elif _has_fields(value):
+        yield from code_in(vars(value))
 
 
 class _Same:

@@ -10,12 +10,7 @@ from torch import Tensor
 
 from .optim import FusedOptim
 
-__all__ = ["all_finite", "step_or_skip", "update"]
-
-
-def update(optim: PyroOptim, losses: Iterable[Tensor], params: Iterable[Tensor]) -> None:
-    """Take an optimizer step from the ``.grad`` of ``params``, unless a loss is not finite."""
-    step_or_skip(optim, params, all(bool(torch.isfinite(loss)) for loss in losses))
+__all__ = ["all_finite", "step_or_skip"]
 
 
 def step_or_skip(optim: PyroOptim, params: Iterable[Tensor], finite: bool) -> None:

@@ -60,7 +60,7 @@ def captured_step(call: Call, *, before: Watch, gradients: Gradients, compile: b
                 ok = all_finite(losses if is_a_bound(program.loss) else [], grads)
                 losses = [marked(part, ok) for part in losses]
                 extra = flags(program.optim, grads, ok)
-        found.append(Traced(params, trained, loss_type, len(losses)))
+        found.append(Traced(params, trained, loss_type, len(losses), is_a_bound(program.loss)))
         return losses + grads + extra
 
     try:
@@ -119,7 +119,7 @@ def _require_same_params(params: dict[str, Tensor], before: dict[str, Tensor]) -
         if p is not before.get(name, p):
             raise RuntimeError(
                 f"parameter {name!r} of Pyro's store belongs to another module of the same name, so that Pyro would "
-                "train that one. Give the modules different names in pyro.module."
+                "train that one. Give the modules different names in pyro_vae.module."
             )
     if params.keys() != before.keys():
         raise CaptureError(

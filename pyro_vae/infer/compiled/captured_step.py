@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from ..optim import FusedOptim
-from ..update import update
+from ..update import all_finite, step_or_skip
 from .gradients import Gradients
 from .guarded_adam import GuardedAdam
 from .undo import undone, writes_to
@@ -26,6 +26,7 @@ class Traced(NamedTuple):
     trained: list[Tensor]  # those with a gradient
     loss_type: type[tuple[Any, ...]] | None  # None for a single loss
     losses: int
+    bound: bool  # whether the losses say something (see ``is_a_bound``)
 
 
 class Outputs(NamedTuple):
@@ -96,6 +97,7 @@ class CapturedStep:
             return False
         if self._gradients.foreign(self._params):
             return True
+        self._gradients.start(self.traced.trained)
         self._grads = [p.grad for p in self._params]
         self._versions = [g._version for g in self._grads if g is not None]
         # A parameter that had a gradient in another call has zeros now, and its momentum goes on, as in Pyro.
@@ -128,7 +130,9 @@ class CapturedStep:
         if self.kind == "backward":
             self._gradients.reset(self._others)
             return loss, self._params
-        update(self._optim, out.losses, self._params)
+        # A loss that says something is NaN where a gradient is not finite.
+        finite = all_finite(out.losses, []) if self.traced.bound else all_finite([], out.grads)
+        step_or_skip(self._optim, self._params, bool(finite))
         self._gradients.reset(self._params)
         return loss
 

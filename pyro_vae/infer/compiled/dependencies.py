@@ -119,7 +119,7 @@ class _Walk:
             public = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_")}
             for key, part in public.items():
                 self._read(Read(vars(value), key, part, value), type(value).__name__)
-        elif isinstance(value, (list, tuple, dict)):
+        elif isinstance(value, (list, tuple, dict, set)):
             self._follow_container(value, whose)
         elif callable(value) and not isinstance(value, types.BuiltinFunctionType):
             self._follow_code(getattr(type(value), "__call__", None), value)  # noqa: B004 (the function is wanted)
@@ -127,10 +127,14 @@ class _Walk:
     def _follow_container(self, value: Any, whose: str) -> None:
         parts = list(value.values()) if isinstance(value, dict) else list(value)
         if len(parts) > _FEW:
+            if not isinstance(value, tuple):
+                self.watch.growth(value, whose)
             return
         code = (nn.Module, types.FunctionType, types.MethodType, types.BuiltinFunctionType, type)
         if not isinstance(value, tuple) and all(isinstance(part, (*PLAIN, *code)) for part in parts):
             self.watch.contents(value, whose)
+        elif not isinstance(value, tuple):
+            self.watch.growth(value, whose)
         for part in parts:
             if isinstance(part, (*code, list, dict)):
                 self.follow(part, whose)
@@ -152,7 +156,7 @@ class _Walk:
                 self.follow(value, whose)
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             self.watch.size(hooks, f"{whose}: hooks")
-        self._add(entries, "forward", entries.get("forward"), whose)
+        self._add(entries, "forward", entries.get("forward", MISSING), whose)
         if not library:
             self._follow_code(getattr(type(module), "forward", None), module)
 

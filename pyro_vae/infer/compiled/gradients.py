@@ -27,6 +27,12 @@ class Gradients:
             if p.grad is not None and not self._is_zero(p):
                 self._put(p)
 
+    def start(self, params: Iterable[Tensor]) -> None:
+        """Put zeros where a parameter has no gradient: those that Pyro's step would leave."""
+        for p in params:
+            if p.grad is None:
+                self._put(p)
+
     def clear(self, params: Iterable[Tensor]) -> None:
         """Remove what an earlier call left, so that the next gradients stand alone."""
         for p in params:

@@ -10,7 +10,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
 
-from ..call_key import digest, flatten
+from ..call_key import code_in, digest, flatten
 from ..optim import FusedOptim
 from .bfloat16 import Bfloat16Products
 from .dependencies import dependencies_of
@@ -18,7 +18,7 @@ from .errors import CaptureError
 from .losses import Loss
 from .watch import Watch
 
-__all__ = ["Call", "Kind", "Program", "call_of", "digest_of"]
+__all__ = ["Call", "Kind", "Program", "call_of", "digest_of", "stands_in_a_context"]
 
 Kind = Literal["step", "backward", "loss"]
 
@@ -58,18 +58,6 @@ class Program(NamedTuple):
                 loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
         return loss, {name: site["value"].unconstrained() for name, site in params.trace.nodes.items()}
 
-    def watch(self, modules: list[nn.Module], params: dict[str, Tensor]) -> Watch:
-        """Return a watch over what a call reads.
-
-        Args:
-            modules: those that were called in it.
-            params: the unconstrained parameters by name.
-        """
-        watch = dependencies_of((self.model, self.guide, self.loss, self.loss_and_grads), modules, params)
-        if isinstance(self.optim, FusedOptim):  # its norm is part of the graph
-            watch.entry(self.optim.__dict__, "clip_norm", self.optim.clip_norm, "the optimizer")
-        return watch
-
 
 class Call(NamedTuple):
     """One call of a program."""
@@ -84,6 +72,20 @@ class Call(NamedTuple):
     def evaluate(self) -> tuple[Loss, dict[str, Tensor]]:
         """Return the loss as Pyro computes it, and the unconstrained parameters by name."""
         return self.program.evaluate(self.kind, self.args, self.kwargs)
+
+    def watch(self, modules: list[nn.Module], params: dict[str, Tensor]) -> Watch:
+        """Return a watch over what this call reads.
+
+        Args:
+            modules: those that were called in it.
+            params: the unconstrained parameters by name.
+        """
+        model, guide, loss, loss_and_grads, optim, _ = self.program
+        functions = (model, guide, loss, loss_and_grads, *code_in(self.args), *code_in(self.kwargs))
+        watch = dependencies_of(functions, modules, params)
+        if isinstance(optim, FusedOptim):  # its norm is part of the graph
+            watch.entry(optim.__dict__, "clip_norm", optim.clip_norm, "the optimizer")
+        return watch
 
 
 def call_of(program: Program, kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -104,3 +106,9 @@ def digest_of(key: Hashable) -> str:
     """Return a name for the key of a call that is the same in every process."""
     assert isinstance(key, tuple)
     return digest(key[1:])  # without what is identified by its place in memory
+
+
+def stands_in_a_context() -> bool:
+    """Whether something around the call changes what it means: a handler, autocast, no_grad. It is left to Pyro."""
+    autocast = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
+    return poutine.runtime.am_i_wrapped() or autocast or not torch.is_grad_enabled()

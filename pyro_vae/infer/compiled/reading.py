@@ -1,7 +1,8 @@
-"""Which values a function reads from outside: the globals, closed-over variables and attributes that its code names."""
+"""Which values a function reads or binds outside: globals, closed-over variables and attributes that its code names."""
 
 from __future__ import annotations
 
+import builtins
 import dis
 import types
 from collections.abc import Iterator
@@ -9,10 +10,16 @@ from typing import Any, NamedTuple
 
 __all__ = ["MISSING", "Read", "contents_of", "reads_of"]
 
-MISSING: Any = None  # what ``dict.get`` says of a key that is not there
 
-_ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD")
-_LOCAL = ("LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_FAST_BORROW")
+class _Missing:
+    def __repr__(self) -> str:
+        return "missing"
+
+
+MISSING: Any = _Missing()  # what stands where there is nothing, which None would not tell from a value of None
+
+_UNSEEN = ("CACHE", "PUSH_NULL", "NOP", "RESUME", "COPY_FREE_VARS", "MAKE_CELL", "PRECALL", "EXTENDED_ARG", "KW_NAMES")
+_LOCAL = ("LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_FAST_BORROW", "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_CLOSURE")
 
 
 class Read(NamedTuple):
@@ -24,11 +31,18 @@ class Read(NamedTuple):
     owner: Any  # the object that the attribute was asked of; None for globals and closed-over variables
 
 
-def reads_of(function: types.FunctionType, self: Any = MISSING) -> Iterator[Read]:
-    """Yield what a function's code, and that of functions inside it, reads by name.
+class _Super(NamedTuple):
+    """What ``super()`` gives."""
 
-    Chains are followed: for ``self.cfg.beta`` the entry ``cfg`` of ``self`` and the entry ``beta`` of its value. A
-    local variable that stands for such a value (``cfg = self.cfg``) is followed too.
+    cls: type
+    owner: Any
+
+
+def reads_of(function: types.FunctionType, self: Any = MISSING) -> Iterator[Read]:
+    """Yield what a function's code, and that of functions inside it, reads or binds by name.
+
+    Chains are followed: for ``self.cfg.beta`` the entry ``cfg`` of ``self`` and the entry ``beta`` of its value; so are
+    local variables that stand for such a value (``cfg = self.cfg``), ``getattr(self, "beta")`` and ``super()``.
 
     Args:
         function: the function.
@@ -39,74 +53,132 @@ def reads_of(function: types.FunctionType, self: Any = MISSING) -> Iterator[Read
     if self is not MISSING and code.co_argcount:
         known[code.co_varnames[0]] = self
     cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=False))
-    yield from _reads(code, function.__globals__, cells, known)
+    yield from _Reader(function.__globals__, cells, self).read(code, known)
 
 
-def _reads(
-    code: types.CodeType, global_names: dict[str, Any], cells: dict[str, types.CellType], known: dict[str, Any]
-) -> Iterator[Read]:
-    value: Any = MISSING  # what stands on top of the stack, where that is known
-    for instruction in dis.get_instructions(code):
-        name, key = instruction.opname, instruction.argval
-        if name in ("LOAD_GLOBAL", "LOAD_NAME"):
-            read = _global(global_names, key)
-            value = read.value
-            yield read
-        elif name in ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF") and key in cells:
-            value = contents_of(cells[key])
-            yield Read(cells[key], key, value, None)
-        elif name in (*_LOCAL, "LOAD_DEREF"):
-            value = known.get(key, MISSING)
-        elif name == "LOAD_FAST_LOAD_FAST" or name == "LOAD_FAST_BORROW_LOAD_FAST_BORROW":
-            value = known.get(key[1], MISSING)
-        elif name in _ATTRIBUTE and value is not MISSING:
-            found = attribute(value, key)
-            value = MISSING if found is None else found.value
-            if found is not None:
-                yield found
-        elif name == "STORE_FAST" and value is not MISSING:
-            known[key] = value
-            value = MISSING
-        elif name not in ("CACHE", "PUSH_NULL", "NOP", "RESUME", "COPY_FREE_VARS", "MAKE_CELL"):
-            if name == "STORE_FAST":
-                known.pop(key, None)
-            value = MISSING
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _reads(constant, global_names, cells, dict(known))
+class _Reader:
+    """Follows code with a stack of the values that are known; all others are ``MISSING``."""
+
+    def __init__(self, global_names: dict[str, Any], cells: dict[str, types.CellType], owner: Any) -> None:
+        self._globals = global_names
+        self._cells = cells
+        self._owner = owner
+
+    def read(self, code: types.CodeType, known: dict[str, Any]) -> Iterator[Read]:
+        stack: list[Any] = []
+        for instruction in dis.get_instructions(code):
+            name, key = instruction.opname, instruction.argval
+            if name in _UNSEEN:
+                continue
+            if name in ("LOAD_GLOBAL", "LOAD_NAME"):
+                read = Read(self._globals, key, self._globals.get(key, MISSING), None)
+                stack.append(getattr(builtins, key, MISSING) if read.value is MISSING else read.value)
+                yield read
+            elif name in _LOCAL:
+                value = known.get(key, MISSING)
+                if key in self._cells and key not in known:
+                    value = contents_of(self._cells[key])
+                    yield Read(self._cells[key], key, value, None)
+                stack.append(value)
+            elif name.startswith("LOAD_FAST") and isinstance(key, tuple):  # two at once
+                stack += [known.get(each, MISSING) for each in key]
+            elif name == "LOAD_CONST":
+                stack.append(key)
+            elif name in ("LOAD_ATTR", "LOAD_METHOD"):
+                found = attribute(_pop(stack), key)
+                stack.append(MISSING if found is None else found.value)
+                if found is not None:
+                    yield found
+            elif name == "STORE_ATTR":
+                found, _ = written(_pop(stack), key), _pop(stack)
+                if found is not None:
+                    yield found
+            elif name in ("STORE_FAST", "STORE_DEREF"):
+                known[key] = _pop(stack)
+            elif name == "SWAP" and len(stack) >= instruction.arg:  # type: ignore[operator]
+                stack[-1], stack[-instruction.arg] = stack[-instruction.arg], stack[-1]  # type: ignore[operator]
+            elif name == "BINARY_SUBSCR" and len(stack) >= 2:
+                index, container = stack.pop(), stack.pop()
+                stack.append(_item(container, index))
+            elif name in ("CALL", "CALL_FUNCTION"):
+                found = self._call(stack, instruction.arg or 0)
+                if found is not None:
+                    yield found
+            else:
+                stack.clear()
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                yield from self.read(constant, dict(known))
+
+    def _call(self, stack: list[Any], count: int) -> Read | None:
+        """Take a call off the stack; known are ``getattr`` with a name, and ``super()``."""
+        args = [_pop(stack) for _ in range(count)][::-1]
+        function = _pop(stack)
+        result, found = MISSING, None
+        if function is getattr and len(args) >= 2 and isinstance(args[1], str):
+            found = attribute(args[0], args[1])
+            result = MISSING if found is None else found.value
+        elif function is super and not args and "__class__" in self._cells and self._owner is not MISSING:
+            result = _Super(contents_of(self._cells["__class__"]), self._owner)
+        if function is MISSING:
+            stack.clear()
+        stack.append(result)
+        return found
 
 
 def attribute(owner: Any, name: str) -> Read | None:
     """Where ``owner.name`` stands; None where that cannot be told."""
+    if owner is MISSING:
+        return None
+    if isinstance(owner, _Super):
+        classes = type(owner.owner).__mro__
+        later = classes[classes.index(owner.cls) + 1 :] if owner.cls in classes else ()
+        return _in_classes(later, name, owner.owner)
     if isinstance(owner, types.ModuleType):
-        return Read(vars(owner), name, vars(owner).get(name), owner)
+        return Read(vars(owner), name, vars(owner).get(name, MISSING), owner)
     if isinstance(owner, type):
-        return _in_class(owner, name, owner)
+        return _in_classes(owner.__mro__, name, owner)
     own = getattr(owner, "__dict__", None)
     if isinstance(own, dict):
         for part in (own, *(own.get(kind) or {} for kind in ("_parameters", "_buffers", "_modules"))):
             if isinstance(part, dict) and name in part:
                 return Read(part, name, part[name], owner)
-    found = _in_class(type(owner), name, owner)
+    found = _in_classes(type(owner).__mro__, name, owner)
     if found is not None and isinstance(found.value, (types.MemberDescriptorType, types.GetSetDescriptorType)):
         return Read(owner, name, getattr(owner, name, MISSING), owner)  # a slot
     return found
 
 
-def _in_class(cls: type, name: str, owner: Any) -> Read | None:
-    for base in cls.__mro__:
-        if name in vars(base):
-            return Read(base, name, vars(base)[name], owner)
-    return None
-
-
-def _global(names: dict[str, Any], key: str) -> Read:
-    return Read(names, key, names.get(key, MISSING), None)
+def written(owner: Any, name: str) -> Read | None:
+    """Where ``owner.name = ...`` puts its value, and what stands there now."""
+    own = getattr(owner, "__dict__", None)
+    if owner is MISSING or isinstance(owner, _Super) or not isinstance(own, dict):
+        return None
+    found = attribute(owner, name)
+    return found if found is not None and isinstance(found.holder, dict) else Read(own, name, MISSING, owner)
 
 
 def contents_of(cell: types.CellType) -> Any:
     """The value of a closed-over variable; ``MISSING`` where none is assigned yet."""
     try:
         return cell.cell_contents
-    except ValueError:  # not assigned yet
+    except ValueError:
         return MISSING
+
+
+def _in_classes(classes: tuple[type, ...], name: str, owner: Any) -> Read | None:
+    for base in classes:
+        if name in vars(base):
+            return Read(base, name, vars(base)[name], owner)
+    return None
+
+
+def _pop(stack: list[Any]) -> Any:
+    return stack.pop() if stack else MISSING
+
+
+def _item(container: Any, index: Any) -> Any:
+    """The value of ``container[index]`` where both are known: a place in a list or tuple, a key of a dictionary."""
+    if isinstance(container, (list, tuple)) and isinstance(index, int) and -len(container) <= index < len(container):
+        return container[index]
+    return container.get(index, MISSING) if type(container) is dict and isinstance(index, str) else MISSING

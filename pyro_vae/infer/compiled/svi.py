@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import pyro.poutine as poutine
 import torch
 from pyro.infer import SVI
 from pyro.optim import PyroOptim
@@ -22,7 +21,7 @@ from .dependencies import calls_of
 from .errors import CaptureError
 from .gradients import Gradients
 from .losses import as_tensors, is_a_bound, marked, numbers, parts
-from .program import Call, Kind, Program, call_of, digest_of
+from .program import Call, Kind, Program, call_of, digest_of, stands_in_a_context
 from .replace import compile_step
 from .undo import undone
 from .words import Words
@@ -185,8 +184,7 @@ class CompiledSVI(SVI):
 
     def _run(self, kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         program = Program(self.model, self.guide, self.loss, self.loss_and_grads, self.optim, self.precision)
-        # What stands around the call (poutine.scale, autocast) changes what model and guide mean: it is left to Pyro.
-        if not self.compile or poutine.runtime.am_i_wrapped() or any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+        if not self.compile or stands_in_a_context():
             return self._by_pyro(program, kind, args, kwargs)
         try:
             call = call_of(program, kind, args, kwargs)
@@ -246,7 +244,7 @@ class CompiledSVI(SVI):
         with calls_of() as modules:
             result = self._by_pyro(call.program, call.kind, call.args, call.kwargs)
         try:
-            self._cache.seen(call.key, call.program.watch(modules, self._params))
+            self._cache.seen(call.key, call.watch(modules, self._params))
         except CaptureError as error:
             self._cache.refuse(call.key)
             self._words.leave(error)
@@ -264,7 +262,7 @@ class CompiledSVI(SVI):
                 _, self._params = call.evaluate()
             for p in self._params.values():
                 p.grad = None
-            self._cache.seen(call.key, call.program.watch(modules, self._params))
+            self._cache.seen(call.key, call.watch(modules, self._params))
         return max(calls - 1, 0)
 
     def _on_device(self, tensors: list[Tensor]) -> list[Tensor]:
@@ -288,7 +286,7 @@ class CompiledSVI(SVI):
         if all(p.grad is None for p in params):
             self._words.once(
                 "no parameter receives a gradient: the step trains nothing. Register the module's parameters with "
-                "pyro.module in model or guide, and see that they require gradients."
+                "pyro_vae.module in model or guide, and see that they require gradients."
             )
         if kind == "backward":
             return result, params

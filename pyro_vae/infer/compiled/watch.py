@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import itertools
 import operator
 import types
 from typing import Any
@@ -38,6 +39,7 @@ class Watch:
         self._others: list[tuple[Any, Any, Any, str]] = []  # (class or object, attribute, value, whose)
         self._cells: list[tuple[types.CellType, Any, str]] = []
         self._contents: list[tuple[Any, Any, str]] = []  # (container, a copy of it, whose)
+        self._copies: list[tuple[Any, Any]] = []  # (container, a copy of it), to put back
         self._sized: list[Any] = []
         self._sizes: list[int] = []
         self._sized_owners: list[str] = []
@@ -70,6 +72,11 @@ class Watch:
         """Watch all of a list or dictionary of plain values."""
         self._contents.append((container, container.copy(), whose))
 
+    def growth(self, container: Any, whose: str) -> None:
+        """Watch how many entries a list, dictionary or set has, and put them back with :meth:`restore`."""
+        self.size(container, whose)
+        self._copies.append((container, container.copy()))
+
     def size(self, container: Any, whose: str) -> None:
         """Watch the number of entries of a dictionary."""
         self._sized.append(container)
@@ -85,9 +92,9 @@ class Watch:
 
     def change(self) -> str | None:
         """Return the first thing that differs, in words; None if nothing does."""
-        if not all(map(operator.is_, map(dict.get, self._dicts, self._keys), self._values)):
+        if not all(map(operator.is_, map(dict.get, self._dicts, self._keys, itertools.repeat(MISSING)), self._values)):
             for i, (mapping, key) in enumerate(zip(self._dicts, self._keys, strict=True)):
-                now, then = mapping.get(key), self._values[i]
+                now, then = mapping.get(key, MISSING), self._values[i]
                 if now is not then:
                     if not _equal(now, then):
                         return f"{self._owners[i]}: {key!r} was {_brief(then)} and is {_brief(now)}"
@@ -95,7 +102,7 @@ class Watch:
         if list(map(len, self._sized)) != self._sizes:
             for mapping, size, whose in zip(self._sized, self._sizes, self._sized_owners, strict=True):
                 if len(mapping) != size:
-                    return f"{whose}: had {size} attributes or hooks and has {len(mapping)}"
+                    return f"{whose}: had {size} entries and has {len(mapping)}"
         for container, then, whose in self._contents:
             if len(container) != len(then) or container != then:
                 return f"{whose} was {_brief(then)} and is {_brief(container)}"
@@ -118,20 +125,24 @@ class Watch:
     def restore(self) -> None:
         """Put back what a run has changed since."""
         for mapping, key, then in zip(self._dicts, self._keys, self._values, strict=True):
-            if mapping.get(key) is then:
+            if mapping.get(key, MISSING) is then:
                 continue
             if then is MISSING:
                 del mapping[key]
             else:
                 mapping[key] = then
         for holder, key, then, _ in self._others:
-            if _attribute(holder, key) is not then:
+            if _attribute(holder, key) is not then and then is not MISSING:
                 setattr(holder, key, then)
         for cell, then, _ in self._cells:
-            if contents_of(cell) is not then:
+            if contents_of(cell) is then:
+                continue
+            if then is MISSING:
+                del cell.cell_contents
+            else:
                 cell.cell_contents = then
-        for container, then, _ in self._contents:
-            if isinstance(container, dict):
+        for container, then in (*((c, t) for c, t, _ in self._contents), *self._copies):
+            if isinstance(container, (dict, set)):
                 container.clear()
                 container.update(then)
             else:
@@ -156,7 +167,7 @@ def has_hooks(tensor: Tensor) -> bool:
 
 
 def _attribute(holder: Any, name: str) -> Any:
-    return vars(holder).get(name) if isinstance(holder, type) else getattr(holder, name, MISSING)
+    return vars(holder).get(name, MISSING) if isinstance(holder, type) else getattr(holder, name, MISSING)
 
 
 def _equal(now: Any, then: Any) -> bool:
