@@ -4,8 +4,8 @@
     python benchmarks/first_run.py --output-dir DIR --dataset digits           # or the digits in scikit-learn
     python benchmarks/first_run.py --output-dir DIR --against OTHER_CHECKOUT   # in turns with another version
 
-Runs ``examples/mnist_svi.py`` in a process of its own, ``--repeats`` times *cold* (nothing that torch compiled is there,
-but for its C++ headers, which any compiled program leaves) and as often *warm*. What follows ``--`` goes to the example.
+Runs ``examples/mnist_svi.py`` in a process of its own, ``--repeats`` times *cold* (nothing is kept that torch compiled,
+but for its C++ headers, which any compiled program leaves) and as often *warm*. What follows ``--`` is for the example.
 Writes ``first_run.json`` and prints a table of medians, in seconds:
 
 start       the interpreter and its imports
@@ -174,10 +174,9 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
                 for name, checkout in checkouts.items():
                     # What a cold run leaves is what the warm one after it finds.
                     folder = Path(kept, f"{name}{repeat}")
-                    results.setdefault(f"{name} {state}", []).append(measured(checkout, folder, arguments))
-                    print(
-                        f"{repeat + 1}/{options.repeats} {name} {state}: {results[f'{name} {state}'][-1]['total']:.1f} s"
-                    )
+                    seconds = measured(checkout, folder, arguments)
+                    results.setdefault(f"{name} {state}", []).append(seconds)
+                    print(f"{repeat + 1}/{options.repeats} {name} {state}: {seconds['total']:.1f} s")
             (options.output_dir / "first_run.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(table(results))
     return results

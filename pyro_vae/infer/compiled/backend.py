@@ -74,16 +74,14 @@ def compiled(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor]) ->
 
 def _ways(compiler: Any, graph: fx.GraphModule, examples: list[Tensor], on_cpu: bool) -> list[Callable[[], Run]]:
     """Ways to compile, the one that takes least time first."""
-    usual: Callable[[], Run] = lambda: compiler.compile(graph, examples, options=_OPTIONS)  # noqa: E731
-    if not on_cpu or not examples:
-        return [usual]
     # How many threads is told for the sake of releases that took one number's program for another's.
     fast = _OPTIONS | FAST_CPU | {"cpp.threads": torch.get_num_threads()}
-    return [
+    ways: list[Callable[[], Run]] = [
         lambda: lowered(graph, examples, fast),
         lambda: compiler.compile(graph, examples, options=fast),
-        usual,
+        lambda: compiler.compile(graph, examples, options=_OPTIONS),
     ]
+    return ways if on_cpu and examples else ways[-1:]
 
 
 def _first_that_works(ways: list[Callable[[], Run]]) -> Run:

@@ -1,9 +1,11 @@
 """What is done to products leaves their results, and casts nothing twice."""
 
+import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_vae.infer.compiled import bfloat16
 from pyro_vae.infer.compiled.bfloat16 import Bfloat16Products
 from pyro_vae.infer.compiled.passes import choose_products, share_casts
 
@@ -50,3 +52,17 @@ def test_large_products_go_to_onednn_by_their_shape_alone() -> None:
     exact = [t.double() for t in (a, b, bias)]
     for got, want in zip(graph(a, b, bias), function(*exact), strict=True):
         assert torch.allclose(got.double(), want, atol=1e-3)
+
+
+def test_a_processor_without_bfloat16_multiplies_rounded_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, x = torch.randn(50, 70), torch.randn(30, 70)
+    results = []
+    for native in (True, False):
+        monkeypatch.setattr(bfloat16, "_native", lambda native=native: native)
+        results.append(layer(weight, x))
+    rounded = x.bfloat16().float() @ weight.t().bfloat16().float()
+    assert torch.equal(results[1][0], nn.functional.silu(rounded))
+    for native, emulated in zip(*results, strict=True):
+        assert emulated.dtype is torch.float32
+        assert (native - emulated).norm() < 1e-2 * native.norm()
+        assert not torch.equal(native, emulated)
