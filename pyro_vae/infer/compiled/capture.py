@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import copy
 import logging
 import time
 from typing import Any
@@ -79,8 +79,8 @@ def captured_step(call: Call, *, before: Watch, gradients: Gradients, compile: b
     before.tensors({f"a closed-over tensor ({i})": t for i, t in enumerate(held) if id(t) not in own})
     step = CapturedStep(kind, graph, held, before, program.optim, traced, gradients)
     if compile:
-        share_casts(choose_products(cheapen_checks(graph)))
-        step.compiler = functools.partial(compiled, graph, held)
+        share_casts(cheapen_checks(graph))
+        step.compiler = lambda inputs: compiled(choose_products(copy.deepcopy(graph)), held, inputs)
     logger.info(
         "captured %s for inputs %s: %d operations, traced in %.2f s",
         kind,

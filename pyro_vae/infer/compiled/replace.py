@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from ..._warn import warn
 from .captured_step import CapturedStep
@@ -29,7 +29,7 @@ def compile_step(step: CapturedStep, call: Call) -> None:
     """
     assert step.compiler is not None
     run, step.compiler = step.compiler(call.tensors), None
-    if run is step.graph:
+    if isinstance(run, fx.GraphModule):  # no compiler could be had, which was said
         return
     change = _difference(step, run, call)
     if change is None:

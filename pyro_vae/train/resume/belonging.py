@@ -108,7 +108,8 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[s
     serious: list[str] = []
     mild: list[str] = []
     for name in now:
-        # A parameter, or a module, that only one of them has may appear later: that is found when it is set.
+        # A parameter, a module or an attribute of one that only one of them has may appear later: parameters are
+        # compared again when they are set.
         both = name in ("parameter", "modules")
         for path, old, new in _compare(name, then.get(name), now[name], both):
             line = f"{path}: {_short(old)} in the checkpoint, {_short(new)} now"
@@ -120,7 +121,7 @@ def _compare(path: str, old: Any, new: Any, both: bool) -> Iterator[tuple[str, A
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
             if not both or (key in old and key in new):
-                yield from _compare(f"{path}.{key}", old.get(key), new.get(key), False)
+                yield from _compare(f"{path}.{key}", old.get(key), new.get(key), both)
     elif old != new:
         yield path, old, new
 
