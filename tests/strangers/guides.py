@@ -56,7 +56,7 @@ def fitted_by(guide: Any, loss: Any = None) -> Setup:
     return Setup(regression, guide, fresh(6, 3), loss)
 
 
-@program(CAPTURED)
+@program(CAPTURED, compiled=True)
 def auto_normal() -> Setup:
     """`AutoNormal`"""
     return fitted_by(AutoNormal(regression))

@@ -96,7 +96,7 @@ def _recurrent(kind: type[nn.Module], **options: Any) -> Setup:
     return encoded(network, forward, fresh(3, 4, 2))
 
 
-@program(CAPTURED)
+@program(CAPTURED, compiled=True)
 def gru() -> Setup:
     """`GRU`"""
     return _recurrent(nn.GRU)
@@ -210,7 +210,7 @@ def spectral_norm() -> Setup:
     return encoded(nn.Sequential(layer, nn.Tanh(), nn.Linear(8, 4)))
 
 
-@program(CAPTURED, compiled=True)
+@program(CAPTURED)
 def sparse_gradients() -> Setup:
     """`Embedding` with sparse gradients"""
     table = nn.Embedding(7, 1, sparse=True)

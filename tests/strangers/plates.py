@@ -25,7 +25,7 @@ def normal_guide(*args: Any, **kwargs: Any) -> None:
     pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.1)), scale))
 
 
-@program(CAPTURED)
+@program(CAPTURED, compiled=True)
 def nested_plates() -> Setup:
     """Two plates, one inside the other"""
 
