@@ -3,19 +3,21 @@
     python examples/mnist_svi.py                                    # downloads MNIST once
     python examples/mnist_svi.py --data-dir DIR                     # or reads DIR/MNIST/raw/*
     python examples/mnist_svi.py --likelihood continuous-bernoulli  # grey pixels in place of binary ones
+    python examples/mnist_svi.py --resume                           # goes on where the last run was stopped
     torchrun --nproc-per-node 4 examples/mnist_svi.py               # the same on 4 processes, each with its share
 
-Writes to ``--output-dir``: ``metrics.json``, ``history.csv``, ``weights.pt`` (a ``state_dict``) and four pictures.
+Writes to ``--output-dir``: ``metrics.json``, ``history.csv``, ``weights.pt`` (a ``state_dict``), four pictures, and
+checkpoints on the way. Without ``--resume`` the files of an earlier run are moved to ``earlier-1``, ``earlier-2``, ...
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 import pyro_vae as pv
 from pyro_vae.infer import distributed
 
+PICTURES = ("reconstructions", "samples", "latent_space", "learning_curves")
 LIKELIHOODS = {
     "bernoulli": pv.BernoulliLikelihood,
     "gaussian": pv.GaussianLikelihood,
@@ -82,17 +85,24 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     )
     parts = (vae.model, vae.guide, optimizer, pv.TraceSTL_ELBO())
     svi = pv.CompiledSVI(*parts, precision=args.precision) if args.compile else SVI(*parts)
-    begin = time.perf_counter()
-    history = pv.fit(
-        svi,
-        train,
-        epochs=args.epochs,
-        validation=validation,
-        schedules={"beta": pv.linear_warmup(args.beta_warmup)},
-        callbacks=[pv.Checkpoint(args.output_dir / "checkpoints")] if args.resume else [],
-        resume=args.output_dir / "checkpoints" if args.resume else None,
-    )
-    train_seconds = time.perf_counter() - begin
+    if not args.resume:
+        distributed.from_first(lambda: set_aside(args.output_dir))
+    checkpoints = args.output_dir / "checkpoints"
+    try:
+        history = pv.fit(
+            svi,
+            train,
+            epochs=args.epochs,
+            validation=validation,
+            schedules={"beta": pv.linear_warmup(args.beta_warmup)},
+            callbacks=[pv.Checkpoint(checkpoints, keep_best=False)],
+            resume=checkpoints,
+        )
+    except ValueError as error:
+        if "belongs to another run" not in str(error):
+            raise
+        sys.exit(f"error: --resume: {error}")
+    train_seconds = sum(history["seconds"])  # of all its legs, where the run was stopped and resumed
 
     vae.eval()
     elbo, bound = distributed.spread(
@@ -173,6 +183,19 @@ def load_images(args: argparse.Namespace) -> pv.data.Images:
     return images
 
 
+def set_aside(output_dir: Path) -> None:
+    """Move the files of an earlier run to a folder of their own, so that no file is of another run than the others."""
+    names = ["checkpoints", "metrics.json", "history.csv", "weights.pt", *(f"{name}.png" for name in PICTURES)]
+    files = [output_dir / name for name in names if (output_dir / name).exists()]
+    if files:
+        number = next(n for n in itertools.count(1) if not (output_dir / f"earlier-{n}").exists())
+        folder = output_dir / f"earlier-{number}"
+        folder.mkdir()
+        for file in files:
+            file.rename(folder / file.name)
+        print(f"Moved the files of an earlier run to {folder}/ (--resume goes on with it instead).")
+
+
 def write(
     output_dir: Path, metrics: dict[str, object], history: pv.History, vae: pv.VAE, test: Tensor, images: pv.data.Images
 ) -> None:
@@ -225,7 +248,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output-dir", type=Path, default=Path("runs/mnist_svi"), help="where results go")
     add("--no-compile", dest="compile", action="store_false", help="train with pyro.infer.SVI, uncompiled")
     add("--precision", choices=["float32", "bf16"], default="bf16", help="of the matrix products of compiled training")
-    add("--resume", action="store_true", help="keep checkpoints in OUTPUT_DIR, and go on from the last one there")
+    add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     add("--smoke", action="store_true", help="a few batches, to see that everything works")
     args = parser.parse_args(argv)
     try:

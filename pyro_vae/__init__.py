@@ -16,9 +16,19 @@ from .infer import (
     TraceSTL_ELBO,
     distributed,
 )
-from .likelihoods import BernoulliLikelihood, ContinuousBernoulliLikelihood, GaussianLikelihood
+from .likelihoods import (
+    BernoulliLikelihood,
+    BetaLikelihood,
+    CategoricalLikelihood,
+    ContinuousBernoulliLikelihood,
+    GaussianLikelihood,
+    LaplaceLikelihood,
+    NegativeBinomialLikelihood,
+    PoissonLikelihood,
+    StudentTLikelihood,
+)
 from .models import VAE, latent_scale, module
-from .networks import MLP, AnyLeadingDims
+from .networks import MLP, AnyLeadingDims, ConvDecoder, ConvEncoder, GatedMLP
 from .posteriors import DiagonalNormalPosterior
 from .priors import StandardNormalPrior
 from .train import (
@@ -44,24 +54,33 @@ __all__ = [
     "Adam",
     "AnyLeadingDims",
     "BernoulliLikelihood",
+    "BetaLikelihood",
     "Bounds",
     "CSVLog",
     "Callback",
     "CaptureError",
     "CaptureWarning",
+    "CategoricalLikelihood",
     "Checkpoint",
     "CompiledSVI",
     "Conditional",
     "ContinuousBernoulliLikelihood",
+    "ConvDecoder",
+    "ConvEncoder",
     "DiagonalNormalPosterior",
     "EarlyStopping",
     "FusedOptim",
+    "GatedMLP",
     "GaussianLikelihood",
     "History",
+    "LaplaceLikelihood",
     "LearningRate",
+    "NegativeBinomialLikelihood",
+    "PoissonLikelihood",
     "Run",
     "SamplePictures",
     "StandardNormalPrior",
+    "StudentTLikelihood",
     "TensorBoard",
     "TraceIWAE_ELBO",
     "TraceSTL_ELBO",

@@ -26,8 +26,6 @@ from torch import Tensor
 
 import pyro_vae as pv
 
-CAPTURE_WARNING = getattr(pv, "CaptureWarning", DeprecationWarning)
-
 
 class Enough(BaseException):
     """Ends a test whose numbers suffice."""
@@ -47,7 +45,7 @@ class Recorder:
     Args:
         captured: whether steps go through ``CompiledSVI(..., compile="graph")``.
         results: file that the lines are appended to.
-        seconds: the longest that one test may run.
+        seconds: the most processor time that one test may take.
         most_calls: after so many calls a test ends.
     """
 
@@ -141,11 +139,12 @@ class Recorder:
     def _listening(self) -> Iterator[None]:
         """Keep the capture's warnings from the test, which may turn warnings into errors, and write them down."""
         with warnings.catch_warnings():
-            warnings.filterwarnings("always", category=CAPTURE_WARNING)
+            warnings.filterwarnings("always", category=pv.CaptureWarning)
+            warnings.filterwarnings("ignore", message="no parameter receives a gradient")  # which Pyro does not mind
             outer = warnings.showwarning
 
             def show(message: Any, category: Any, *rest: Any, **options: Any) -> None:
-                if issubclass(category, CAPTURE_WARNING):
+                if issubclass(category, pv.CaptureWarning):
                     self.said.append(str(message))
                 else:
                     outer(message, category, *rest, **options)
@@ -170,13 +169,13 @@ class Recorder:
 
         self._rebind(SVI, self.svi_class)
         self._set(self.direct)
-        previous = signal.signal(signal.SIGALRM, stop)
-        signal.alarm(self.seconds)
+        previous = signal.signal(signal.SIGPROF, stop)
+        signal.setitimer(signal.ITIMER_PROF, self.seconds, 1.0)  # again and again: a callback may swallow an exception
         try:
             return (yield)
         finally:
-            signal.alarm(0)
-            signal.signal(signal.SIGALRM, previous)
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
+            signal.signal(signal.SIGPROF, previous)
             self._set(self.originals)
             self._rebind(self.svi_class, SVI)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -15,10 +14,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from .torch_optimizer import make_fused, plain_state
+
 OptimArgs = dict[str, Any] | Callable[..., dict[str, Any]]
 
 _NOT_STATE = {"params", "fused", "foreach", "capturable", "differentiable"}  # how it is computed, not what
-_PLAIN = (bool, int, float, str, type(None), Tensor)
 
 
 class FusedOptim(PyroOptim):
@@ -146,8 +146,8 @@ class FusedOptim(PyroOptim):
             if self.optimizer is not None:
                 state = self.optimizer.state.get(p, {})
                 params[name] = {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in state.items()}
-                options[name] = _plain({k: v for k, v in self._group_of[p].items() if k not in _NOT_STATE})
-        scheduler = self._pending["scheduler"] if self.scheduler is None else _plain(self.scheduler.state_dict())
+                options[name] = plain_state({k: v for k, v in self._group_of[p].items() if k not in _NOT_STATE})
+        scheduler = self._pending["scheduler"] if self.scheduler is None else plain_state(self.scheduler.state_dict())
         return {"params": params, "options": options, "scheduler": scheduler}
 
     def set_state(self, state_dict: Mapping[str, Any]) -> None:
@@ -203,7 +203,7 @@ class FusedOptim(PyroOptim):
     def _add(self, p: Tensor) -> None:
         options = self._options(self._names[p])
         if self.optimizer is None:
-            self.optimizer = _make_fused(self.pt_optim_constructor, [{"params": [p], **options}])
+            self.optimizer = make_fused(self.pt_optim_constructor, [{"params": [p], **options}])
         else:
             # A parameter with known options joins their group, so that a scheduler's rate holds for it too.
             found = next((group for asked, group in self._groups if asked == options), None)
@@ -295,29 +295,3 @@ def Adam(
         D. P. Kingma, J. Ba (2015), Adam: A Method for Stochastic Optimization, algorithm 1.
     """
     return FusedOptim(torch.optim.Adam, optim_args, clip_norm=clip_norm, scheduler=scheduler)
-
-
-def _make_fused(make: Any, groups: list[dict[str, Any]]) -> Optimizer:
-    """The torch optimiser, fused where its class and these options allow it."""
-    chosen = {"fused", "foreach", "capturable", "differentiable"} & set(groups[0])
-    if "fused" in inspect.signature(make).parameters and not chosen:
-        try:
-            return make(groups, fused=True)
-        except (RuntimeError, ValueError):  # this device or dtype has no fused kernel
-            pass
-    return make(groups)
-
-
-def _plain(value: Any) -> Any:
-    """``value`` without what ``torch.load(weights_only=True)`` would refuse; a scheduler's functions, for instance."""
-    if type(value) is dict:
-        return {k: _plain(v) for k, v in value.items() if _is_plain(v)}
-    if type(value) in (list, tuple):
-        return type(value)(_plain(v) for v in value)
-    return value.detach().clone() if isinstance(value, Tensor) else value
-
-
-def _is_plain(value: Any) -> bool:
-    if type(value) in (list, tuple):
-        return all(_is_plain(v) for v in value)
-    return type(value) is dict or isinstance(value, _PLAIN)

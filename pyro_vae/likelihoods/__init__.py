@@ -7,7 +7,23 @@ validation on (the default) it raises a ``ValueError`` that names the value and 
 from __future__ import annotations
 
 from .bernoulli import BernoulliLikelihood
+from .beta import BetaLikelihood
+from .categorical import CategoricalLikelihood
 from .continuous_bernoulli import ContinuousBernoulliLikelihood
 from .gaussian import GaussianLikelihood
+from .laplace import LaplaceLikelihood
+from .negative_binomial import NegativeBinomialLikelihood
+from .poisson import PoissonLikelihood
+from .student_t import StudentTLikelihood
 
-__all__ = ["BernoulliLikelihood", "ContinuousBernoulliLikelihood", "GaussianLikelihood"]
+__all__ = [
+    "BernoulliLikelihood",
+    "BetaLikelihood",
+    "CategoricalLikelihood",
+    "ContinuousBernoulliLikelihood",
+    "GaussianLikelihood",
+    "LaplaceLikelihood",
+    "NegativeBinomialLikelihood",
+    "PoissonLikelihood",
+    "StudentTLikelihood",
+]

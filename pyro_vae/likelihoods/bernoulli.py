@@ -60,12 +60,13 @@ class BernoulliLikelihood(nn.Module):
                 "values in {0, 1} for BernoulliLikelihood",
                 "Binarize it (pyro_vae.data.binarize) or use ContinuousBernoulliLikelihood.",
             ),
+            logits.dtype,
         )
 
-    def initialize_output_bias(self, x: Tensor) -> None:
+    def initialize_output_bias(self, x: Tensor, *given: Any) -> None:
         """Set the network's output bias so that E[x|z] starts at the mean of ``x`` ``(N, *E)``.
 
         On MNIST this saves about 1 nat of training.
         """
-        mean = data_mean(x, within_unit_interval=True).clamp(1e-3, 1 - 1e-3)
+        mean = data_mean(x, low=0.0, high=1.0).clamp(1e-3, 1 - 1e-3)
         set_output_bias(self.network, mean.logit())

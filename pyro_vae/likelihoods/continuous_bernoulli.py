@@ -84,15 +84,16 @@ class ContinuousBernoulliLikelihood(nn.Module):
                 "values in [0, 1] for ContinuousBernoulliLikelihood",
                 "Rescale it (8-bit pixels: x / 255) or use GaussianLikelihood.",
             ),
+            logits.dtype,
         )
 
-    def initialize_output_bias(self, x: Tensor) -> None:
+    def initialize_output_bias(self, x: Tensor, *given: Any) -> None:
         """Set the network's output bias so that E[x|z] starts at the mean of ``x`` ``(N, *E)``.
 
         The logit is found by bisection, since the mean rises with it. Elements that are constant have no finite logit;
         theirs is 0.9 L, or 100 where there is no bound.
         """
-        mean = data_mean(x, within_unit_interval=True).double()
+        mean = data_mean(x, low=0.0, high=1.0).double()
         limit = min(0.9 * self.max_logit, 100.0)
         low, high = torch.full_like(mean, -limit), torch.full_like(mean, limit)
         for _ in range(50):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -24,23 +24,36 @@ class Observation(dist.Independent):
         base: a distribution over the elements of a datum.
         event_shape: the shape of one datum; None means a vector.
         expected: for the error, what the elements must be, and a sentence that says what to do about others.
+        dtype: the dtype of the data.
+        check: whether each element is one that the density takes; by default those of the support of ``base``.
     """
 
-    def __init__(self, base: Any, event_shape: Sequence[int] | None, expected: tuple[str, str]) -> None:
+    def __init__(
+        self,
+        base: Any,
+        event_shape: Sequence[int] | None,
+        expected: tuple[str, str],
+        dtype: torch.dtype,
+        check: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__(base, 1 if event_shape is None else len(event_shape))
         self.expected = expected
+        self.dtype = dtype
+        self.check = check
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Observation:
         """Return the distribution with this batch shape."""
         base = self.base_dist.expand(torch.Size(batch_shape) + self.event_shape)
-        return Observation(base, self.event_shape, self.expected)
+        return Observation(base, self.event_shape, self.expected, self.dtype, self.check)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x|z) in nats, one number per datum; minus infinity outside the support."""
-        require_float("x", x, self.base_dist.mean.dtype)
+        require_float("x", x, self.dtype)
         require_event_shape("x", x, self.event_shape, "p(x|z)")
         support = self.base_dist.support
-        in_support = support.check(x) if support is constraints.boolean else support.check(x) & x.isfinite()
+        in_support = (self.check or support.check)(x)
+        if support is not constraints.boolean:
+            in_support = in_support & x.isfinite()
         if self._validate_args and not in_support.all():
             values, fix = self.expected
             raise ValueError(f"x: expected {values}, got {x[~in_support][0].item():.6g}. {fix}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
@@ -81,6 +81,7 @@ class VAE(nn.Module):
         self.likelihood = likelihood
         self.posterior = posterior
         self.name = name
+        self._compared: tuple[Any, torch.Size] | None = None  # a prior, and the event shape of p(z) and q(z|x)
 
     def model(
         self, x: Tensor | None = None, *given: Any, size: int | None = None, beta: float | Tensor = 1.0
@@ -101,16 +102,12 @@ class VAE(nn.Module):
 
         Raises:
             TypeError, ValueError: ``x`` is not a float tensor of the event shape, is empty, or leaves the likelihood's
-                support; a tensor of ``given`` has another number of rows; ``size`` is smaller than the batch; z has
-                another event shape than p(z).
+                support; a tensor of ``given`` has another number of rows; ``size`` is smaller than the batch.
         """
         module(self.name, self)
         with self.data_plate(x, *given, size=size):
-            prior = self.prior(*given)
-            require_distribution("prior", prior)
             with latent_scale(beta):
-                z = pyro.sample("z", prior)
-            self._require_latent_shape(z, prior.event_shape)
+                z = pyro.sample("z", self.prior(*given))
             return pyro.sample("x", self.decode(z, *given), obs=x)
 
     def guide(self, x: Tensor, *given: Any, size: int | None = None, beta: float | Tensor = 1.0) -> Tensor:
@@ -134,9 +131,10 @@ class VAE(nn.Module):
                 f"x: expected a batch (B, *E) of at least one datum, got shape {tuple(x.shape)}. "
                 "Leave empty batches out (and give a single datum as x[None])."
             )
-        if hasattr(self.likelihood, "event_shape"):
+        event_shape = getattr(self.likelihood, "event_shape", "unknown")  # None is a vector, in our likelihoods
+        if event_shape is None or isinstance(event_shape, tuple):
             # Without this check a further dimension would pass for data, or for particles.
-            event_dim = 1 if self.likelihood.event_shape is None else len(self.likelihood.event_shape)
+            event_dim = 1 if event_shape is None else len(event_shape)
             if x.ndim != 1 + event_dim:
                 raise ValueError(
                     f"x: expected a batch (B, *E) with {1 + event_dim} dimensions, got shape {tuple(x.shape)}. "
@@ -151,7 +149,10 @@ class VAE(nn.Module):
         return pyro.plate("data", len(x) if size is None else size, subsample=x, dim=-1)
 
     def encode(self, x: Tensor, *given: Any) -> Any:
-        """Return q(z|x), a distribution of batch shape ``*`` for ``x`` ``(*, *E)``."""
+        """Return q(z|x), a distribution of batch shape ``*`` for ``x`` ``(*, *E)``.
+
+        Its event shape is compared with that of p(z) in the first call, and again after another prior was set.
+        """
         try:
             q = self.posterior(x, *given)
         except ValueError as error:  # Pyro's own message speaks of the network's output, and not of x
@@ -160,6 +161,7 @@ class VAE(nn.Module):
                 raise ValueError(f"x: expected finite values, got {bad}. Remove or impute what is missing.") from error
             raise
         require_distribution("posterior", q)
+        self._require_latent_shape(q.event_shape, given)
         return q
 
     def decode(self, z: Tensor, *given: Any) -> Any:
@@ -208,15 +210,19 @@ class VAE(nn.Module):
                 require_rows(f"given[{i}]", value, n, "as n")
         prior = self.prior(*given)
         require_distribution("prior", prior)
-        p = self.decode(prior.expand((n,)).sample(), *given)
+        z = prior.expand((n,)).sample() if prior.batch_shape else prior.sample((n,))
+        p = self.decode(z, *given)
         return p.mean if mean else p.sample()
 
-    @staticmethod
-    def _require_latent_shape(z: Tensor, latent_shape: torch.Size) -> None:
-        """Refuse latent variables of another event shape than p(z): log p(z) would broadcast."""
-        found = tuple(z.shape[max(0, z.ndim - len(latent_shape)) :])
-        if found != tuple(latent_shape):
+    def _require_latent_shape(self, shape: torch.Size, given: Sequence[Any]) -> None:
+        """Refuse a posterior of another event shape than the prior's: log p(z) would broadcast."""
+        if self._compared is not None and self._compared[0] is self.prior and self._compared[1] == shape:
+            return  # the prior, which may be costly, is not built again
+        prior = self.prior(*given)
+        require_distribution("prior", prior)
+        if shape != prior.event_shape:
             raise ValueError(
-                f"posterior: expected q(z|x) of event shape {tuple(latent_shape)}, that of the prior, got "
-                f"{found}. Give its network 2 * latent_dim outputs, latent_dim being the prior's."
+                f"posterior: expected q(z|x) of event shape {tuple(prior.event_shape)}, that of the prior, got "
+                f"{tuple(shape)}. Give its network 2 * latent_dim outputs, latent_dim being the prior's."
             )
+        self._compared = (self.prior, shape)

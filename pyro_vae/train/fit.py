@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from .._checks import require_positive_int
 from ..infer import distributed
+from ..infer.distributed import exchange
 from .callbacks.checkpoint import Checkpoint
 from .callbacks.dispatch import Dispatch
 from .feed.arguments import Arguments
@@ -21,9 +22,13 @@ from .feed.batching import feed_of, require_iterable
 from .feed.polite_stop import PoliteStop, StopRequested
 from .feed.rows import Rows
 from .history import History
+from .late import LateParts
 from .loop import Loop
+from .opening import open_run
 from .progress import ProgressBar
+from .resume.belonging import describe_inputs
 from .resume.checkpoint_file import last_checkpoint
+from .resume.lock import locked
 from .run import Run
 from .schedules import Schedule, require_schedules
 from .stepper import stepper_of
@@ -135,35 +140,50 @@ def fit(
             "on_nonfinite": on_nonfinite,
             "schedules": sorted(schedules or {}),
             "validation": "given" if validation is not None else "not given",
-            "callbacks": [type(callback).__name__ for callback in dispatch.callbacks if callback.essential],
+            "callbacks": [  # the first process alone has the others
+                type(callback).__name__
+                for callback in dispatch.callbacks
+                if callback.essential and not isinstance(callback, Checkpoint)
+            ],
         }
     )
-    distributed.same_generator()
+    exchange.same_generator()
     checkpoints = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
-    found = None if resume is None else distributed.from_first(lambda: last_checkpoint(resume))
     with ExitStack() as stack:
         # First of all: the workers of a data loader, which the first batch starts, inherit its handlers.
         polite_stop = stack.enter_context(PoliteStop(enabled=bool(checkpoints)))
-        run = Run(svi=svi, train=train, validation=validation, epochs=epochs, size=size)
-        run.resumed_from = None if found is None else found[0]
+
+        def lock() -> None:
+            for checkpoint in checkpoints:
+                stack.enter_context(locked(checkpoint.directory))
+
+        distributed.from_first(lock)
+        found = None if resume is None else distributed.from_first(lambda: last_checkpoint(resume))
+        path, state = (None, None) if found is None else found
+        run = Run(svi=svi, train=train, validation=validation, epochs=epochs, size=size, resumed_from=path)
+        stepper, feed = stepper_of(svi, Rows(svi, rows)), feed_of("train", train, polite_stop)
+        arguments, schedules, late = Arguments(transform, size), schedules or {}, LateParts(run)
+        description = describe_inputs(run, schedules, transform, dispatch.callbacks, on_nonfinite)
+        try:
+            told = open_run(run, stepper, feed, arguments, schedules, dispatch, late, description, state)
+        except StopRequested:  # nothing was trained, so there is nothing to save
+            raise _exit(run, checkpoints, polite_stop) from None
         loop = Loop(
             run,
-            stepper_of(svi, Rows(svi, rows)),
-            feed_of("train", train, polite_stop),
+            stepper,
+            feed,
             validation=None if validation is None else feed_of("validation", validation, polite_stop),
-            schedules=schedules or {},
-            arguments=Arguments(transform, size),
+            schedules=schedules,
+            arguments=arguments,
             callbacks=dispatch,
+            late=late,
+            description=description,
             polite_stop=polite_stop,
             restoring=on_nonfinite == "restore",
         )
-        try:
-            loop.open(None if found is None else found[1])
-        except StopRequested:  # nothing was trained, so there is nothing to save
-            raise _exit(run, checkpoints, polite_stop) from None
         loop.join()
         if resume is not None and distributed.rank() == 0:
-            _say_where(run, resume)
+            _say_where(run, resume, told)
         dispatch.start(run)
         bar = stack.enter_context(ProgressBar(run, shown=progress and distributed.rank() == 0))
         try:
@@ -193,7 +213,7 @@ def _require_svi(svi: Any, names: tuple[str, ...]) -> None:
 
 def _require_same_settings(own: dict[str, Any]) -> None:
     """Refuse processes that are to train together and were given other settings."""
-    for other, theirs in enumerate(distributed.gather(own)):
+    for other, theirs in enumerate(exchange.gather(own)):
         for name, value in own.items():
             if theirs[name] != value:
                 raise ValueError(
@@ -202,11 +222,11 @@ def _require_same_settings(own: dict[str, Any]) -> None:
                 )
 
 
-def _say_where(run: Run, resume: Any) -> None:
+def _say_where(run: Run, resume: Any, told: list[str]) -> None:
     if run.resumed_from is None:
         text = f"no checkpoint in {resume} yet, starting afresh"
     else:
-        text = f"going on from {run.resumed_from} at {run.where}"
+        text = "\n  ".join([f"going on from {run.resumed_from} at {run.where}", *told])
     tqdm.write(f"pyro_vae: {text}", file=sys.stderr)
 
 

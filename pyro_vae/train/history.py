@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import math
 import os
+from array import array
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+import torch
 
 __all__ = ["History"]
 
@@ -34,6 +37,8 @@ class History:
     def __init__(self, rows: list[dict[str, float]] | None = None) -> None:
         self._rows: list[dict[str, float]] = []
         self._names: dict[str, None] = {}
+        self._table, self._present = array("d"), array("b")  # the figures so far as rows of all names
+        self._width = 0
         for row in rows or []:
             self.append(row)
 
@@ -46,6 +51,32 @@ class History:
     def names(self) -> list[str]:
         """The names of all figures, in the order in which they first came."""
         return list(self._names)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all figures as a table: 9 bytes for each, and little time, since earlier epochs are kept as such."""
+        names, width = self.names, len(self._names)
+        if width != self._width:
+            self._table, self._present, self._width = array("d"), array("b"), width
+        for row in self._rows[len(self._table) // width if width else 0 :]:
+            self._table.extend(row.get(name, math.nan) for name in names)
+            self._present.extend(name in row for name in names)
+        return {
+            "names": names,
+            "whole": [name for name in names if isinstance(self._rows[-1].get(name), int)],
+            "table": _tensor(self._table, torch.float64).view(len(self), width),
+            "present": _tensor(self._present, torch.bool).view(len(self), width),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> History:
+        """Return the history that ``state_dict`` returned."""
+        kinds = {name: int if name in state["whole"] else float for name in state["names"]}
+        return cls(
+            [
+                {name: kinds[name](value) for name, value, there in zip(kinds, row, present, strict=True) if there}
+                for row, present in zip(state["table"].tolist(), state["present"].tolist(), strict=True)
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -114,3 +145,7 @@ class History:
         if curves:
             ax.legend()
         return ax
+
+
+def _tensor(values: array[Any], dtype: torch.dtype) -> torch.Tensor:
+    return torch.frombuffer(values, dtype=dtype).clone() if values else torch.zeros(0, 0, dtype=dtype)

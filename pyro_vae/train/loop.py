@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, repeat
+from itertools import repeat
 from typing import Any
 
 import torch
 
 from .._warn import warn
-from ..infer.distributed import gather, own_noise, require_same, same_start, world_size
+from ..infer.distributed.exchange import gather, own_noise, require_same, same_start
+from ..infer.distributed.processes import world_size
 from .callbacks.dispatch import Dispatch
-from .feed.arguments import Arguments, require_arguments
+from .feed.arguments import Arguments
 from .feed.batching import Feed, naming_the_batch
 from .feed.polite_stop import PoliteStop, StopRequested
+from .late import LateParts
 from .nonfinite.detect import NotFinite, refuse_update, require_finite_parameters
 from .nonfinite.explain import StepInputs, cause_of, explanation
 from .nonfinite.restore import LastGoodState
-from .parameters import look_at
+from .opening import begin_epoch, no_batch
 from .progress import ProgressBar
-from .resume import generators
 from .resume.learning_rates import multiply_learning_rates
-from .resume.optimizer_state import prepare
 from .resume.run_state import put_back, set_position, state_of
 from .run import Run
 from .schedules import Schedule, values_at
@@ -44,6 +44,8 @@ class Loop:
         schedules: keyword arguments of model and guide that change with time.
         arguments: makes the arguments of model and guide from a batch.
         callbacks: called at their moments.
+        late: takes in what model and guide use for the first time in a later step.
+        description: what the checkpoints of this run belong to.
         polite_stop: whether the run is asked to stop.
         restoring: whether to go back to the last good state after a step that is not finite.
     """
@@ -58,6 +60,8 @@ class Loop:
         schedules: Mapping[str, Schedule],
         arguments: Arguments,
         callbacks: Dispatch,
+        late: LateParts,
+        description: dict[str, Any],
         polite_stop: PoliteStop,
         restoring: bool,
     ) -> None:
@@ -68,36 +72,12 @@ class Loop:
         self.schedules = schedules
         self.arguments = arguments
         self.callbacks = callbacks
+        self.late = late
+        self.description = description
         self.polite_stop = polite_stop
         self._last_good = LastGoodState(enabled=restoring)
-        self._batches: Iterator[Any] | None = None  # of an epoch that was begun
         self._inputs: StepInputs | None = None  # of the last step
-        run.first_epoch = feed.first_epoch
-        run.batches_per_epoch = _longest(feed.length)
         run.take_state = self._take_state
-
-    def open(self, state: dict[str, Any] | None) -> None:
-        """Fetch the first batch, run model and guide on it so that all parameters exist, and go on from ``state``."""
-        run = self.run
-        if state is not None:
-            set_position(run, self.feed, state)
-        with naming_the_batch("train", run):
-            if run.epoch < run.epochs:
-                args = self._first_arguments()
-            else:  # nothing to train: a batch is needed, and no generator may move
-                with generators.preserved(self.feed.generators):
-                    args = self._first_arguments()
-            require_arguments("train", args, run.svi.model)
-            self._set_values()
-            look = look_at(run.svi, args, self.arguments.keyword(args, run.values))
-            run.parameters, run.modules = look.parameters, look.modules
-            self.stepper.rows.learn(args, look.model_trace)
-        prepare(run.svi.optim, run.parameters)
-        for module in run.modules:
-            module.train()
-        if state is not None:
-            run.values = dict(state["values"])
-            put_back(run, self.stepper, self.callbacks, state)
 
     def join(self) -> None:
         """Begin with the same parameters in all processes, and take all steps together."""
@@ -138,7 +118,8 @@ class Loop:
             for stopping in self._steps():
                 self.callbacks.step_end(run)
                 bar.step()
-                if stopping:
+                # Several processes stop after the same step, on which they agree within it.
+                if stopping or (self.polite_stop.signal is not None and not isinstance(self.stepper, JointStepper)):
                     break
             else:
                 self._end_epoch()
@@ -148,35 +129,11 @@ class Loop:
         self._require_finite()
         return False
 
-    def _begin_epoch(self) -> None:
-        run = self.run
-        if run.batch == 0:
-            self.feed.mark_epoch()
-            run.meter.reset()
-        run.meter.start_clock()
-        self._batches = self.feed.epoch(run.first_epoch + run.epoch, run.batch)
-
-    def _first_arguments(self) -> tuple[Any, ...]:
-        self._begin_epoch()
-        run, batches = self.run, self._batches or iter(())
-        first = next(batches, None)
-        if first is not None:
-            self._batches = chain([first], batches)
-        elif run.batch:  # a stop came between the last step of an epoch and its end: any batch will do
-            self._batches = iter(())
-            first = self.feed.first_batch(run.first_epoch + run.epoch)
-        if first is None:
-            raise self._no_batch()
-        return self.arguments.positional(first)
-
     def _steps(self) -> Iterator[bool]:
-        """Take the steps that the epoch still has; yield after each whether to stop politely."""
+        """Take the steps that the epoch still has; yield after each whether the processes agreed to stop."""
         run = self.run
         with naming_the_batch("train", run):
-            if self._batches is None:
-                self._begin_epoch()
-            batches, self._batches = self._batches or iter(()), None
-            for batch in self._until_all_end(batches):
+            for batch in self._until_all_end(self.feed.take() or begin_epoch(run, self.feed)):
                 values = run.values
                 self._set_values()
                 args = () if batch is _END else self.arguments.positional(batch)
@@ -184,7 +141,9 @@ class Loop:
                 with own_noise():
                     self._inputs = StepInputs(args, kwargs, torch.get_rng_state())
                     try:
+                        self.late.before_step(args, kwargs)
                         done = self.stepper.step(args, kwargs)
+                        self.late.after_step(args, kwargs)
                     except ValueError as error:
                         cause = cause_of(error, run.svi, self._inputs, run.parameters, run.where, run.batch)
                         raise cause or error from error
@@ -195,11 +154,9 @@ class Loop:
                 run.meter.add(done.loss, done.rows, weight, run.step, run.epoch, run.batch)
                 run.step += 1
                 run.batch += 1
-                # Several processes stop after the same step, on which they agree within it.
-                alone = not isinstance(self.stepper, JointStepper)
-                yield self.polite_stop.signal is not None if alone else done.stopping
+                yield done.stopping
         if run.batch == 0:
-            raise self._no_batch()
+            raise no_batch(run)
         run.batches_per_epoch = run.batch
 
     def _until_all_end(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -228,17 +185,10 @@ class Loop:
     def _set_values(self) -> None:
         self.run.values = values_at(self.schedules, self.run.time)
 
-    def _no_batch(self) -> ValueError:
-        return ValueError(
-            f"train: expected at least one batch in every epoch, got none in epoch {self.run.epoch + 1}. "
-            "Give data, and an iterable that can be iterated again (a list, a DataLoader, pyro_vae.data.Batches), "
-            "not a generator."
-        )
-
     # -- states ----------------------------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Any]:
-        return state_of(self.run, self.stepper, self.feed, self.callbacks)
+        return state_of(self.run, self.stepper, self.feed, self.callbacks, self.late, self.description)
 
     def _take_state(self) -> dict[str, Any] | None:
         try:
@@ -268,8 +218,8 @@ class Loop:
             raise reason from error
         factor = run.learning_rate_factor / 2
         set_position(run, self.feed, state)
-        self._batches = None
-        put_back(run, self.stepper, self.callbacks, state)
+        self.feed.take()  # of the epoch that was begun
+        put_back(run, self.stepper, self.callbacks, self.late, state)
         multiply_learning_rates(run.svi.optim, factor / run.learning_rate_factor)
         run.learning_rate_factor = factor
         run.stopping = False
@@ -288,9 +238,3 @@ class Loop:
             inputs = None if again is None else StepInputs(args, self.arguments.keyword(args, run.values), None)
         position = f"epoch {run.epoch + 1}, batch {batch + 1}"
         return explanation(error, run.svi, inputs, run.parameters, position)
-
-
-def _longest(length: int | None) -> int | None:
-    """The longest epoch of all processes; None where one does not know its own."""
-    lengths = [other for other in gather(length) if other is not None]
-    return max(lengths) if len(lengths) == world_size() else None

@@ -15,7 +15,17 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from .resume.generators import preserved
 
-__all__ = ["Look", "copied", "copy_of_parameters", "evaluating", "look_at", "set_parameters"]
+__all__ = [
+    "Look",
+    "copied",
+    "copy_of_parameters",
+    "evaluating",
+    "look_at",
+    "outside",
+    "set_module",
+    "set_parameters",
+    "set_tensors",
+]
 
 
 class Look(NamedTuple):
@@ -64,36 +74,66 @@ def copy_of_parameters(parameters: dict[str, Tensor], modules: list[nn.Module]) 
     """Return a copy of each module's ``state_dict``, and of the parameters of no module by name."""
     return {
         "modules": [copied(module.state_dict()) for module in modules],
-        "parameters": copied(_outside(parameters, modules)),
+        "parameters": copied(outside(parameters, modules)),
     }
 
 
 def set_parameters(state: dict[str, Any], parameters: dict[str, Tensor], modules: list[nn.Module]) -> None:
     """Write such a copy back, in place.
 
+    Args:
+        state: what ``copy_of_parameters`` returned for the same modules; it may lack parameters that were made later.
+        parameters: all parameters by name.
+        modules: the outermost modules.
+
     Raises:
-        ValueError: the copy is of other parameters, or of other shapes; then nothing was written.
+        ValueError: the copy is of other parameters, shapes or dtypes; then nothing was written.
     """
-    targets = [*(module.state_dict() for module in modules), _outside(parameters, modules)]
-    sources = [*state["modules"], state["parameters"]]
-    if len(sources) != len(targets):
+    if len(state["modules"]) != len(modules):
         raise ValueError(
-            f"resume: expected parameters of {len(targets) - 1} modules, as this model and guide have, the checkpoint "
-            f"holds {len(sources) - 1}. Resume with the model that wrote it."
+            f"resume: expected parameters of {len(modules)} modules, as this model and guide have, the checkpoint "
+            f"holds {len(state['modules'])}. Resume with the model that wrote it."
         )
-    for source, target in zip(sources, targets, strict=True):
-        for name in [*target, *source]:
-            shapes = [tuple(part[name].shape) if _is_tensor(part, name) else "none" for part in (target, source)]
-            if shapes[0] != shapes[1]:
-                raise ValueError(
-                    f"resume: expected {name!r} of shape {shapes[0]}, as this model and guide have it, the checkpoint "
-                    f"holds {shapes[1]}. Resume with the model that wrote it."
-                )
+    for module, source in zip(modules, state["modules"], strict=True):
+        _require_kinds(source, module.state_dict())
+    targets = {name: value for name, value in outside(parameters, modules).items() if name in state["parameters"]}
+    _require_kinds(state["parameters"], targets)
+    for module, source in zip(modules, state["modules"], strict=True):
+        set_module(module, source)
+    set_tensors(state["parameters"], parameters)
+
+
+def set_module(module: nn.Module, state: dict[str, Any]) -> None:
+    """Write a module's parameters and buffers, in place.
+
+    Raises:
+        ValueError: they have other names, shapes or dtypes; then nothing was written.
+    """
+    _require_kinds(state, module.state_dict())
+    module.load_state_dict(state)
+
+
+def set_tensors(state: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
+    """Write parameters by their names, in place."""
     with torch.no_grad():
-        for module, source in zip(modules, sources, strict=False):
-            module.load_state_dict(source)
-        for name, value in sources[-1].items():
+        for name, value in state.items():
             parameters[name].copy_(value)
+
+
+def outside(parameters: dict[str, Tensor], modules: list[nn.Module]) -> dict[str, Tensor]:
+    """Return the parameters that belong to no module."""
+    inside = {id(parameter) for module in modules for parameter in module.parameters()}
+    return {name: value for name, value in parameters.items() if id(value) not in inside}
+
+
+def _require_kinds(source: dict[str, Any], target: dict[str, Any]) -> None:
+    for name in [*target, *source]:
+        kinds = [_kind(part.get(name)) for part in (target, source)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"resume: expected {name!r} {kinds[0]}, as this model and guide have it, the checkpoint holds it "
+                f"{kinds[1]}. Resume with the model that wrote it."
+            )
 
 
 @contextmanager
@@ -126,11 +166,5 @@ def copied(value: Any) -> Any:
     return value
 
 
-def _outside(parameters: dict[str, Tensor], modules: list[nn.Module]) -> dict[str, Tensor]:
-    """The parameters that belong to no module."""
-    inside = {id(parameter) for module in modules for parameter in module.parameters()}
-    return {name: value for name, value in parameters.items() if id(value) not in inside}
-
-
-def _is_tensor(state: dict[str, Any], name: str) -> bool:
-    return isinstance(state.get(name), Tensor)
+def _kind(value: Any) -> str:
+    return f"of shape {tuple(value.shape)} and {value.dtype}" if isinstance(value, Tensor) else "not as a tensor"

@@ -78,3 +78,8 @@ class Run:
     def where(self) -> str:
         """The current step, in words."""
         return f"step {self.step + 1} ({self.position})"
+
+    def names_of(self, module: nn.Module) -> list[str]:
+        """The names in Pyro's store of a module's parameters."""
+        names = {id(value): name for name, value in self.parameters.items()}
+        return [names[id(value)] for value in module.parameters() if id(value) in names]

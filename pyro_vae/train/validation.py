@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from ..infer.distributed import gather, rank
+from ..infer.distributed.exchange import gather
+from ..infer.distributed.processes import rank
 from .feed.arguments import Arguments
 from .feed.batching import Feed, naming_the_batch
 from .feed.polite_stop import StopRequested

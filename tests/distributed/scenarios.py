@@ -241,6 +241,34 @@ def changed_in_one() -> Any:
     return "no error"
 
 
+def different_epochs() -> Any:
+    """Another number of epochs in each process."""
+    vae = small_vae()
+    svi = SVI(vae.model, vae.guide, pv.Adam({"lr": 0.01}), Trace_ELBO())
+    try:
+        pv.fit(svi, [data()[0]], epochs=1 + distributed.rank(), progress=False)
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def rows_of_a_dictionary() -> Any:
+    """Figures and parameters where the batches are dictionaries, and the data no first argument."""
+
+    def model(batch: Any, size: Any = None) -> None:
+        loc = pyro.param("loc", torch.zeros(()))
+        with pyro.plate("data", size, subsample=batch["x"]):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=batch["x"])
+
+    svi = SVI(model, lambda batch, size=None: None, pyro.optim.SGD({"lr": 0.001}), Trace_ELBO())
+    x = torch.linspace(-1.0, 3.0, 30)
+    part = slice(None) if distributed.world_size() == 1 else slice(distributed.rank(), None, 2)
+    batches = [{"names": ["a", "b"], "x": batch[part]} for batch in x.split(8)]
+    history = pv.fit(svi, batches, epochs=2, size=30, validation=batches, progress=False)
+    rows = [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+    return {"history": rows, "parameters": {"loc": pyro.param("loc").detach().clone()}}
+
+
 def linear_gaussian() -> Any:
     """The fit of a model whose optimum is known, with each process's own noise: the ELBO it ends with."""
     torch.manual_seed(0)

@@ -54,6 +54,7 @@ ONE_WITH_THE_WHOLE_BATCH = [
     "with_compiled_graph",
     "with_early_stopping",
     "sometimes_used",
+    "rows_of_a_dictionary",
 ]
 OTHERS = [
     "uneven",
@@ -63,6 +64,7 @@ OTHERS = [
     "not_finite_restored",
     "different_models",
     "changed_in_one",
+    "different_epochs",
 ]
 
 
@@ -162,6 +164,14 @@ def test_models_that_differ_are_refused(two):
         assert "expected the same parameters in all processes" in result["different_models"]
         assert "(4, 2)" in result["different_models"]
         assert "(5, 2)" in result["different_models"]
+
+
+def test_different_numbers_of_epochs_are_refused(two):
+    for rank, result in enumerate(two):
+        assert result["different_epochs"] == (
+            f"epochs: expected the same in all processes, got {1 + rank} in process {rank} and {2 - rank} in process "
+            f"{1 - rank}. Call fit alike in each."
+        )
 
 
 def test_a_change_in_one_process_is_found(two):

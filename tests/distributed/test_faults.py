@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -114,9 +115,40 @@ def test_a_polite_stop_of_all(tmp_path, undisturbed):
     assert [row["steps"] for row in history] == [row["steps"] for row in undisturbed[0]["history"]]
 
 
+def test_no_process_outlives_torchrun(tmp_path):
+    with torchrun(TRAINING, tmp_path, "--slow", 0.2) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("rank 1 step 3"):
+                break
+        workers = children_of(process.pid)
+        assert len(workers) == 2
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 10
+        while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+        process.stdout.close()
+    last = max(int(path.stem[5:]) for path in tmp_path.glob("step-*.pt"))
+    assert last < 20
+    _, results = finished(tmp_path)  # the next run is not disturbed
+    assert results[0]["history"][-1]["epoch"] == 4
+
+
+def children_of(parent):
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                    found.append(int(entry.name))
+    return found
+
+
 def test_the_example_in_two_processes(tmp_path):
     example = Path(__file__).parents[2] / "examples" / "mnist_svi.py"
-    flags = ["--smoke", "--dataset", "digits", "--no-compile", "--resume", "--output-dir", tmp_path]
+    flags = ["--smoke", "--dataset", "digits", "--no-compile", "--output-dir", tmp_path]
     with torchrun(example, *flags) as process:
         said = process.communicate(timeout=200)[0]
     assert process.returncode == 0, said

@@ -133,7 +133,8 @@ def test_excerpts_are_what_the_files_say(page, number):
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong"), [("self.prior()", "self.posterior(x)"), ("beta=1.0", "beta=2.0"), ("def guide", "def gide")]
+    ("right", "wrong"),
+    [("self.prior(*given)", "self.posterior(x)"), ("beta=1.0", "beta=2.0"), ("def guide", "def gide")],
 )
 def test_a_wrong_excerpt_is_seen(right, wrong):
     text = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,89 @@ def test_the_same_seed_gives_the_same_figures(example, tmp_path):
     first, second = (example.main(small(tmp_path, "--dataset", "digits")) for _ in range(2))
     other = example.main(small(tmp_path, "--dataset", "digits", "--seed", "1"))
     assert first["test_elbo"] == second["test_elbo"] != other["test_elbo"]
+
+
+def outcome(folder, metrics):
+    parameters = torch.load(folder / "weights.pt", weights_only=True)
+    return {name: value for name, value in metrics.items() if name != "train_seconds"}, parameters
+
+
+def stop_at(step, monkeypatch):
+    """Lets the next run be told to stop at a step, as by Ctrl-C."""
+    step_end = pv.Checkpoint.step_end
+
+    def stopping(self, run):
+        step_end(self, run)
+        if run.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(pv.Checkpoint, "step_end", stopping)
+
+
+def test_a_stopped_run_goes_on_to_the_same_end_and_adds_up_its_legs(example, tmp_path, monkeypatch):
+    flags = small(tmp_path / "whole", "--dataset", "digits")
+    whole = outcome(tmp_path / "whole", example.main(flags))
+    flags = small(tmp_path / "run", "--dataset", "digits")
+    with monkeypatch.context() as patch:
+        stop_at(20, patch)
+        with pytest.raises(SystemExit) as stopped:
+            example.main(flags)
+    assert stopped.value.code == 130
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    checkpoint = next((tmp_path / "run" / "checkpoints").glob("step-*20.pt"))
+    first_leg = pv.read_checkpoint(checkpoint)["meter"]["seconds"]
+    metrics = example.main([*flags, "--resume"])
+    again = outcome(tmp_path / "run", metrics)
+    assert again[0] == whole[0]
+    assert all(torch.equal(again[1][name], value) for name, value in whole[1].items())
+    with open(tmp_path / "run" / "history.csv", encoding="utf-8") as file:
+        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+    assert metrics["train_seconds"] == pytest.approx(sum(seconds), abs=0.01)
+    assert sum(seconds) > first_leg > 0
+
+
+def test_an_earlier_run_is_never_mixed_with_a_new_one(example, tmp_path, capsys):
+    first = outcome(tmp_path, example.main(small(tmp_path, "--dataset", "digits")))
+    files = {path.name for path in tmp_path.iterdir()}
+    example.main(small(tmp_path, "--dataset", "digits", "--seed", "1"))
+    assert "Moved the files of an earlier run to" in capsys.readouterr().out
+    earlier = tmp_path / "earlier-1"
+    assert {path.name for path in earlier.iterdir()} == files
+    assert outcome(earlier, json.loads((earlier / "metrics.json").read_text()))[0] == first[0]
+    assert json.loads((tmp_path / "metrics.json").read_text())["seed"] == 1
+
+
+def test_resume_with_other_flags_is_refused(example, tmp_path):
+    flags = small(tmp_path, "--dataset", "digits")
+    example.main(flags)
+    before = (tmp_path / "metrics.json").read_bytes()
+    for other, message in (
+        (["--likelihood", "continuous-bernoulli"], "ContinuousBernoulliLikelihood"),
+        (["--learning-rate", "1e-3"], "optimizer.options.lr: 0.004 in the checkpoint, 0.001 now"),
+        (["--batch-size", "32"], "train.batch_size: 64 in the checkpoint, 32 now"),
+    ):
+        with pytest.raises(SystemExit, match=r"error: --resume: .*belongs to another run") as stopped:
+            example.main([*flags, *other, "--resume"])
+        assert message in str(stopped.value)
+    assert before == (tmp_path / "metrics.json").read_bytes()
+
+
+def test_more_epochs_after_the_end(example, tmp_path, monkeypatch, capsys):
+    flags = small(tmp_path, "--dataset", "digits")
+    example.main(flags)
+    load = example.load_images
+
+    def longer(args):
+        images = load(args)
+        args.epochs = 3
+        return images
+
+    monkeypatch.setattr(example, "load_images", longer)
+    metrics = example.main([*flags, "--resume"])
+    assert metrics["epochs"] == 3
+    assert "epochs: 2 in the checkpoint, 3 now" in capsys.readouterr().err
+    with open(tmp_path / "history.csv", encoding="utf-8") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
 
 
 def test_without_network_it_says_so_and_goes_on_with_the_digits(example, tmp_path, capsys, monkeypatch):

@@ -47,6 +47,7 @@ def train(
     data: str = "batches",
     every: float = 0.0,
     callbacks: Callable[[], list[Any]] = list,
+    validation: Callable[[], Any] | None = None,
     checkpoint: bool = True,
     epochs: int = EPOCHS,
     prepare: Callable[[], None] | None = None,
@@ -75,7 +76,9 @@ def train(
         svi,
         batches(data),
         epochs=epochs,
-        validation=pv.data.Batches(images(50, seed=9), batch_size=20, transform=pv.data.binarize),
+        validation=validation()
+        if validation is not None
+        else pv.data.Batches(images(50, seed=9), batch_size=20, transform=pv.data.binarize),
         schedules={"beta": linear_warmup(3)},
         callbacks=[EarlyStopping(patience=4), LearningRate(one_cycle(epochs)), *callbacks(), *saving],
         resume=directory if checkpoint else None,

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from runs import finish, result, start, steps, wait_for
+from torch.utils.data import DataLoader, Dataset
 
 from pyro_vae.train import Callback
 
@@ -38,7 +40,11 @@ def own_session() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        *(pytest.param(n, 128 + n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)),
+    ],
 )
 def test_stops_politely_and_goes_on_to_the_same_end(number: int, code: int, tmp_path: Path) -> None:
     whole = start(tmp_path / "whole", checkpoint=False)
@@ -108,6 +114,54 @@ def _group(leader: int) -> list[int]:
             if int(fields[2]) == leader and fields[0] != "Z":
                 found.append(int(entry.name))
     return found
+
+
+class SlowValidation(Dataset):  # type: ignore[type-arg]
+    """Fifty seconds of validation, a tenth for each batch."""
+
+    def __len__(self) -> int:
+        return 500
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        time.sleep(0.1)
+        return torch.zeros(12)
+
+
+def slow_validation() -> Any:
+    return DataLoader(SlowValidation(), batch_size=1)
+
+
+def test_a_long_validation_is_left_within_a_batch(tmp_path: Path) -> None:
+    log, directory = tmp_path / "log", tmp_path / "run"
+    process = start(directory, every=0.0, log=str(log), validation=slow_validation)
+    wait_for(lambda: steps(directory)[-1:] == [8], process)  # all of the first epoch's
+    time.sleep(0.5)
+    begun = time.monotonic()
+    os.kill(process.pid, signal.SIGTERM)
+    assert finish(process) == 143
+    assert time.monotonic() - begun < 5
+    assert steps(directory)[-1] == 8
+    assert "Go on with fit" in log.read_text()
+
+
+def test_a_signal_that_is_ignored_or_handled_stays_so(tmp_path: Path) -> None:
+    from runs import train
+
+    seen: dict[int, Any] = {}
+
+    def look() -> list[Any]:
+        return [lambda run: seen.update({n: signal.getsignal(n) for n in (signal.SIGHUP, signal.SIGUSR1)})]
+
+    def own(*_: Any) -> None:
+        pass
+
+    before = [signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.signal(signal.SIGUSR1, own)]
+    try:
+        train(str(tmp_path / "run"), epochs=1, callbacks=look)
+        assert seen == {signal.SIGHUP: signal.SIG_IGN, signal.SIGUSR1: own}
+    finally:
+        for number, handler in zip((signal.SIGHUP, signal.SIGUSR1), before, strict=True):
+            signal.signal(number, handler)
 
 
 def test_handlers_are_put_back(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def linear_gaussian(n: int = 500, d: int = 6, k: int = 2, dtype: torch.dtype = t
     with torch.no_grad():
         vae.likelihood.network.weight.copy_(weight)
         vae.likelihood.network.bias.copy_(mean)
-        vae.likelihood.raw_scale.copy_(torch.expm1(variance.sqrt() - vae.likelihood.min_scale).log())
+        vae.likelihood.scale.raw.copy_(vae.likelihood.scale.inverse(variance.sqrt()))
         vae.posterior.network.weight.zero_()
         vae.posterior.network.weight[:k].copy_(posterior_mean)
         vae.posterior.network.bias[:k].copy_(-posterior_mean @ mean)

@@ -45,9 +45,9 @@ def test_a_learned_scale_starts_at_the_deviation_of_the_data(scale):
 
 
 def test_per_dimension_scales_have_the_shape_of_one_datum():
-    assert pv.GaussianLikelihood(nn.Linear(D, E), scale="per-dimension").raw_scale.shape == (E,)
+    assert pv.GaussianLikelihood(nn.Linear(D, E), scale="per-dimension").scale.raw.shape == (E,)
     network = nn.Sequential(nn.Linear(D, 6), nn.Unflatten(-1, (2, 3)))
-    assert pv.GaussianLikelihood(network, scale="per-dimension", event_shape=(2, 3)).raw_scale.shape == (2, 3)
+    assert pv.GaussianLikelihood(network, scale="per-dimension", event_shape=(2, 3)).scale.raw.shape == (2, 3)
     narrow = pv.GaussianLikelihood(nn.Linear(D, 1), scale="per-dimension", event_shape=(E,))
     with pytest.raises(ValueError, match=r"network: expected output of shape \(\*, 3\), event_shape being \(3,\)"):
         narrow(torch.zeros(4, D))  # one mean for three scales would broadcast
@@ -62,7 +62,7 @@ def test_images_with_predicted_scales_have_the_scales_in_further_channels():
 
 def test_numpy_numbers_are_numbers():
     likelihood = pv.GaussianLikelihood(nn.Linear(D, E), scale=np.float32(0.5), min_scale=np.float64(1e-3))
-    assert (type(likelihood.scale), type(likelihood.min_scale)) == (float, float)
+    assert (type(likelihood.scale.fixed), type(likelihood.scale.minimum)) == (float, float)
 
 
 @pytest.mark.parametrize(

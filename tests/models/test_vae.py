@@ -22,7 +22,7 @@ def trainer(vae, loss=None, lr=1e-2):
     return SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": lr}), loss or Trace_ELBO())
 
 
-@pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO])
+@pytest.mark.parametrize("objective", [Trace_ELBO, pytest.param(TraceMeanField_ELBO, marks=pytest.mark.slow)])
 def test_svi_reaches_the_closed_form_optimum(linear_gaussian, objective):
     """From a random start to within 0.5 % of the log-likelihood of probabilistic PCA."""
     d, k = linear_gaussian.x.shape[1], 2

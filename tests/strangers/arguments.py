@@ -97,10 +97,16 @@ def a_named_tuple() -> Setup:
     return Setup(lambda b: observe(b.x, b.weight), guide, every_step(lambda x, i: Batch(x, torch.tensor(1.0 + i))))
 
 
-@program(LEFT, says="Record")
+@program(LEFT, says="as tensors")
 def a_data_class() -> Setup:
-    """A data class of a tensor and a number"""
+    """A data class of a tensor and a number, another one at every step"""
     return Setup(lambda b: observe(b.x, b.weight), guide, every_step(lambda x, i: Record(x, 1.0 + i)))
+
+
+@program(CAPTURED)
+def a_data_class_of_few_values() -> Setup:
+    """A data class of a tensor and a number, one of two"""
+    return Setup(lambda b: observe(b.x, b.weight), guide, every_step(lambda x, i: Record(x, 1.0 + i // 10)))
 
 
 @program(CAPTURED)
@@ -197,7 +203,7 @@ def an_ordered_dict() -> Setup:
     return Setup(model, guide, every_step(lambda x, i: collections.OrderedDict(x=x, w=torch.tensor(1.0 + i))))
 
 
-@program(LEFT, says="requires a gradient")
+@program(CAPTURED)
 def a_registered_parameter() -> Setup:
     """A parameter of the store as an argument"""
     weight = nn.Parameter(torch.tensor(1.0))

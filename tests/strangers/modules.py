@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.utils.checkpoint import checkpoint
 
-from .runner import CAPTURED, LEFT, NOTICED, STEPS, Setup, call, fresh, program, ragged, reals
+from .runner import CAPTURED, LEFT, NOTICED, ROUNDED, STEPS, Setup, call, fresh, program, ragged, reals
 
 
 class Story(nn.Module):
@@ -102,9 +102,9 @@ def gru() -> Setup:
     return _recurrent(nn.GRU)
 
 
-@program(CAPTURED)
+@program(ROUNDED)
 def lstm() -> Setup:
-    """`LSTM`, bidirectional, batch first"""
+    """`LSTM`, bidirectional, batch first: without oneDNN's fused kernel"""
     return _recurrent(nn.LSTM, bidirectional=True, batch_first=True)
 
 
@@ -210,7 +210,7 @@ def spectral_norm() -> Setup:
     return encoded(nn.Sequential(layer, nn.Tanh(), nn.Linear(8, 4)))
 
 
-@program(LEFT, says="sparse")
+@program(CAPTURED, compiled=True)
 def sparse_gradients() -> Setup:
     """`Embedding` with sparse gradients"""
     table = nn.Embedding(7, 1, sparse=True)
@@ -239,7 +239,7 @@ def embeddings() -> Setup:
     return Setup(model, lambda *args: None, batches, modules=(table,))
 
 
-@program(LEFT, says="torch.jit")
+@program(LEFT, says="torch.jit", around=lambda: torch.jit.optimized_execution(False))
 def scripted() -> Setup:
     """A `torch.jit.script` module"""
     return encoded(torch.jit.script(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))))
@@ -357,13 +357,13 @@ def _transformed(transform: Any, n: int = 2) -> Setup:
     return Setup(model, lambda x: None, fresh(5, n), modules=(transform,) if isinstance(transform, nn.Module) else ())
 
 
-@program(LEFT, says="boolean index")
+@program(CAPTURED)
 def splines() -> Setup:
     """A rational spline"""
     return _transformed(transforms.spline(2, count_bins=4))
 
 
-@program(LEFT, says="boolean index")
+@program(CAPTURED)
 def spline_coupling() -> Setup:
     """Coupled splines"""
     return _transformed(transforms.spline_coupling(2, hidden_dims=[4], count_bins=3))
@@ -400,7 +400,7 @@ def cached_transforms() -> Setup:
     return Setup(model, guide, fresh(5, 2), modules=(flow,))
 
 
-@program(LEFT, says="boolean index")
+@program(CAPTURED)
 def conditional_flow() -> Setup:
     """A conditional spline"""
     flow = transforms.conditional_spline(1, context_dim=1, hidden_dims=[4], count_bins=3)

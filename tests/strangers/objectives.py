@@ -107,7 +107,7 @@ def score_function() -> Setup:
     return Setup(*two_components(), fresh(5))
 
 
-@program(LEFT, says="baseline")
+@program(LEFT, says="parameter store")
 def decaying_average_baseline() -> Setup:
     """`TraceGraph_ELBO` with a decaying-average baseline"""
     model, _ = two_components()

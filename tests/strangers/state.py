@@ -1,13 +1,16 @@
-"""Python state that a graph cannot see: what is watched, what stops a capture, and what the audit finds."""
+"""Python state that is bound or written anew in mid-training: what is watched, and what the audit finds."""
 
 from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
+import contextvars
+import dataclasses
 import enum
-import itertools
-import random
+import fractions
+import functools
+import os
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -16,40 +19,14 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI
 from torch import Tensor, nn
-from torch.distributions import constraints
 
-import pyro_vae as pv
-
-from .runner import AUDIT, CAPTURED, LEFT, NOTICED, STEPS, Call, Setup, call, fresh, program, reals, without_arguments
+from .runner import AUDIT, CAPTURED, NOTICED, Setup, fresh, program, reals, without_arguments
+from .small import changing, guide, observe
 
 SETTINGS = types.SimpleNamespace(beta=1.0)  # a global object of settings; every program that uses it sets it first
 WEIGHT = 1.0  # a global number
-
-
-def guide(*args: Any, **kwargs: Any) -> None:
-    """q(z) = N(loc, scale) for one latent variable."""
-    scale = pyro.param("scale", torch.tensor(0.3), constraint=constraints.positive)
-    pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.1)), scale))
-
-
-def observe(x: Tensor, weight: Any) -> None:
-    """z ~ N(0, 1), x_n ~ N(weight z, 1)."""
-    z = pyro.sample("z", dist.Normal(0.0, 1.0))
-    with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(weight * z, 1.0), obs=x)
-
-
-def changing(model: Callable[..., Any], change: Callable[[], None], guide: Callable[..., Any] = guide) -> Setup:
-    """A program in which ``change()`` is called before the 8th step."""
-
-    def before_step(svi: SVI, i: int) -> None:
-        if i == 7:
-            change()
-
-    return Setup(model, guide, fresh(5), before_step=before_step)
 
 
 # -- attribute chains and bindings -------------------------------------------------------------------------------------
@@ -339,447 +316,228 @@ def a_deep_structure_written() -> Setup:
     return changing(story.model, lambda: story.options["likelihood"][0].update(weight=2.0))
 
 
-# -- state that the run itself changes ---------------------------------------------------------------------------------
-
-
-@program(LEFT, says="count")
-def a_counter() -> Setup:
-    """A counter in an attribute"""
-
-    class Story:
-        count = 0
-
-        def model(self, x: Tensor) -> None:
-            self.count += 1
-            observe(x, 1.0 / self.count)
-
-    return Setup(Story().model, guide, fresh(5))
-
-
-@program(LEFT, says="changes state")
-def a_counter_in_a_list() -> Setup:
-    """A counter in a list"""
-    calls = [0]
-
-    def model(x: Tensor) -> None:
-        calls[0] += 1
-        observe(x, 1.0 / calls[0])
-
-    return Setup(model, guide, fresh(5))
-
-
-@program(LEFT, says="calls")
-def a_counter_in_a_closure() -> Setup:
-    """A counter in a closed-over variable"""
-    calls = 0
-
-    def model(x: Tensor) -> None:
-        nonlocal calls
-        calls += 1
-        observe(x, 1.0 / calls)
-
-    return Setup(model, guide, fresh(5))
-
-
-@program(LEFT, says="list_iterator")
-def an_iterator() -> Setup:
-    """`next()` of an iterator over data"""
-    stream = iter([reals(5, seed=i) for i in range(400)])
-
-    def model() -> None:
-        observe(next(stream), 1.0)
-
-    return Setup(model, guide, without_arguments())
-
-
-@program(LEFT, says="itertools.count")
-def a_count() -> Setup:
-    """`next()` of `itertools.count`"""
-    steps = itertools.count(1)
-
-    def model(x: Tensor) -> None:
-        observe(x, 1.0 / next(steps))
-
-    return Setup(model, guide, fresh(5))
-
-
-@program(LEFT, says="generator")
-def a_generator_function() -> Setup:
-    """`next()` of a generator function"""
-
-    def schedule() -> Any:
-        weight = 1.0
-        while True:
-            yield weight
-            weight *= 0.9
-
-    weights = schedule()
-    return Setup(lambda x: observe(x, next(weights)), guide, fresh(5))
-
-
-@program(LEFT, says="generator")
-def a_minibatch_by_numpy() -> Setup:
-    """A mini-batch drawn inside the model by `np.random.default_rng`"""
-    generator = np.random.default_rng(0)
-    data = reals(30)
-
-    def model() -> None:
-        rows = torch.from_numpy(generator.choice(30, 5, replace=False))
-        observe(data[rows], 1.0)
-
-    return Setup(model, guide, without_arguments())
-
-
-@program(LEFT, says="numpy")
-def global_numpy_random_numbers() -> Setup:
-    """A number of `np.random`"""
-    return Setup(lambda x: observe(x, float(np.random.rand())), guide, fresh(5))
-
-
-@program(LEFT, says="generator")
-def a_generator_of_python() -> Setup:
-    """A number of `random.Random`"""
-    generator = random.Random(0)
-    return Setup(lambda x: observe(x, generator.random()), guide, fresh(5))
-
-
-@program(LEFT, says="random")
-def global_python_random_numbers() -> Setup:
-    """A number of `random`"""
-    return Setup(lambda x: observe(x, random.random()), guide, fresh(5))
-
-
-@program(LEFT, says="enerator")
-def a_generator_of_torch() -> Setup:
-    """Numbers of a `torch.Generator` of one's own"""
-    generator = torch.Generator().manual_seed(3)
-    return Setup(lambda x: observe(x + torch.randn(5, generator=generator), 1.0), guide, fresh(5))
-
-
-@program(LEFT, says="seed")
-def a_seed_in_the_guide() -> Setup:
-    """A seed set inside the guide"""
-
-    def seeded(x: Tensor) -> None:
-        torch.manual_seed(0)
-        guide()
-
-    return Setup(lambda x: observe(x, 1.0), seeded, fresh(5))
-
-
-@program(LEFT, says="changes state")
-def a_history_in_a_list() -> Setup:
-    """A model that appends what it saw to a list"""
-    seen: list[int] = []
-
-    def model(x: Tensor) -> None:
-        seen.append(len(x))
-        observe(x, 1.0 / len(seen))
-
-    return Setup(model, guide, fresh(5))
-
-
-@program(CAPTURED)
-def a_lazy_cache() -> Setup:
-    """A grid made at the first call and kept in an attribute"""
-
-    class Story:
-        grid: Tensor | None = None
-
-        def model(self, x: Tensor) -> None:
-            if self.grid is None:
-                self.grid = torch.linspace(0.5, 1.0, 5)
-            observe(x, self.grid)
-
-    return Setup(Story().model, guide, fresh(5))
-
-
-@program(LEFT, says="changes state")
-def a_memo_in_a_defaultdict() -> Setup:
-    """Numbers of calls kept in a `defaultdict`"""
-    counts: dict[str, int] = collections.defaultdict(int)
-
-    def model(x: Tensor) -> None:
-        counts["model"] += 1
-        observe(x, 1.0 / counts["model"])
-
-    return Setup(model, guide, fresh(5))
-
-
-@program(CAPTURED)
-def a_running_mean() -> Setup:
-    """A buffer that the model updates in place"""
-
-    class Centered(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("mean", torch.zeros(()))
-
-        def model(self, x: Tensor) -> None:
-            self.mean.mul_(0.9).add_(0.1 * x.mean())
-            observe(x - self.mean, 1.0)
-
-    story = Centered()
-    return Setup(story.model, guide, fresh(5), modules=(story,))
-
-
-@program(LEFT, says="mean")
-def a_running_mean_bound_anew() -> Setup:
-    """A buffer that the model binds to a new tensor at every call"""
-
-    class Centered(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("mean", torch.zeros(()))
-
-        def model(self, x: Tensor) -> None:
-            self.mean = 0.9 * self.mean + 0.1 * x.mean()
-            observe(x - self.mean, 1.0)
-
-    story = Centered()
-    return Setup(story.model, guide, fresh(5), modules=(story,))
-
-
-# -- the optimizer, and what belongs to SVI ----------------------------------------------------------------------------
-
-
-def _plain(x: Tensor) -> None:
-    observe(x, 1.0)
-
-
-def _wide(x: Tensor) -> None:
-    observe(x, 2.0)
-
-
-@program(NOTICED)
-def another_model() -> Setup:
-    """`svi.model = ...`"""
-    return Setup(_plain, guide, fresh(5), before_step=lambda svi, i: setattr(svi, "model", _wide if i >= 7 else _plain))
-
-
-@program(NOTICED)
-def another_guide() -> Setup:
-    """`svi.guide = ...`"""
-
-    def narrow(x: Tensor) -> None:
-        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.1)), 0.1))
-
-    return Setup(_plain, guide, fresh(5), before_step=lambda svi, i: setattr(svi, "guide", narrow if i >= 7 else guide))
-
-
-@program(NOTICED)
-def another_objective() -> Setup:
-    """`svi.loss = ...` and `svi.loss_and_grads = ...`"""
-
-    def before_step(svi: SVI, i: int) -> None:
-        if i == 7:
-            elbo = TraceMeanField_ELBO(num_particles=2)
-            svi.loss, svi.loss_and_grads = elbo.loss, elbo.loss_and_grads
-
-    return Setup(_plain, guide, fresh(5), before_step=before_step)
-
-
-@program(NOTICED)
-def an_attribute_of_the_objective() -> Setup:
-    """`elbo.num_particles = ...`"""
-    elbo = Trace_ELBO()
-    return Setup(_plain, guide, fresh(5), elbo, before_step=lambda svi, i: setattr(elbo, "num_particles", 1 + i // 7))
-
-
-@program(NOTICED)
-def another_optimizer() -> Setup:
-    """`svi.optim = ...`"""
-
-    def before_step(svi: SVI, i: int) -> None:
-        if i == 7:
-            svi.optim = pv.Adam({"lr": 0.1})
-
-    return Setup(_plain, guide, fresh(5), before_step=before_step)
-
-
-@program(NOTICED)
-def another_kind_of_optimizer() -> Setup:
-    """`svi.optim = ...` from `pv.Adam` to Pyro's SGD"""
-
-    def before_step(svi: SVI, i: int) -> None:
-        if i == 7:
-            svi.optim = pyro.optim.SGD({"lr": 0.01})
-
-    return Setup(_plain, guide, fresh(5), before_step=before_step)
-
-
-@program(NOTICED)
-def the_state_of_the_optimizer_put_back() -> Setup:
-    """`set_state` of an earlier `get_state` in mid-training"""
-    kept: list[Any] = []
-
-    def before_step(svi: SVI, i: int) -> None:
-        if i == 5:
-            kept.append(svi.optim.get_state())
-        if i in (9, 13):
-            svi.optim.set_state(kept[0])
-
-    return Setup(_plain, guide, fresh(5), before_step=before_step)
-
-
-@program(NOTICED)
-def the_state_of_the_torch_optimizer_put_back() -> Setup:
-    """`optimizer.load_state_dict` in mid-training"""
-    optimizer = pv.Adam({"lr": 0.01})
-    kept: list[Any] = []
-
-    def before_step(svi: SVI, i: int) -> None:
-        if i == 5:
-            state = optimizer.optimizer.state_dict()
-            kept.append(
-                {**state, "state": {k: {n: t.clone() for n, t in s.items()} for k, s in state["state"].items()}}
-            )
-        if i == 9:
-            optimizer.optimizer.load_state_dict(kept[0])
-
-    return Setup(_plain, guide, fresh(5), optimizer=optimizer, before_step=before_step)
-
-
-@program(NOTICED)
-def a_learning_rate_set_by_hand() -> Setup:
-    """`group["lr"] = ...` in mid-training"""
-    optimizer = pv.Adam({"lr": 0.01})
-
-    def before_step(svi: SVI, i: int) -> None:
-        if i >= 7:
-            for group in optimizer.optimizer.param_groups:
-                group["lr"] = 0.1 / i
-
-    return Setup(_plain, guide, fresh(5), optimizer=optimizer, before_step=before_step)
-
-
-@program(CAPTURED)
-def a_scheduler_of_pyro() -> Setup:
-    """Pyro's `ExponentialLR` around `torch.optim.SGD`, stepped by hand"""
-    options = {"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.05}, "gamma": 0.9}
-    optimizer = pyro.optim.ExponentialLR(options)
-    return Setup(
-        _plain,
-        guide,
-        fresh(5),
-        optimizer=optimizer,
-        before_step=lambda svi, i: optimizer.step() if i % 5 == 4 else None,
+@program(AUDIT, says="compared with Pyro")
+def contents_of_a_queue() -> Setup:
+    """The contents of a `deque`"""
+    weights = collections.deque([1.0], maxlen=1)
+    return changing(lambda x: observe(x, weights[0]), lambda: weights.append(2.0))
+
+
+@program(AUDIT, says="compared with Pyro")
+def the_environment() -> Setup:
+    """`os.environ`"""
+    os.environ["BETA_OF_THE_STRANGERS"] = "1.0"
+    return changing(
+        lambda x: observe(x, float(os.environ["BETA_OF_THE_STRANGERS"])),
+        lambda: os.environ.__setitem__("BETA_OF_THE_STRANGERS", "2.0"),
     )
 
 
-@program(CAPTURED)
-def clipped_adam() -> Setup:
-    """`pyro.optim.ClippedAdam` with a decaying rate"""
-    return Setup(_plain, guide, fresh(5), optimizer=pyro.optim.ClippedAdam({"lr": 0.02, "lrd": 0.95, "clip_norm": 1.0}))
+@program(AUDIT, says="compared with Pyro")
+def a_context_variable() -> Setup:
+    """A `ContextVar`"""
+    weight = contextvars.ContextVar("weight", default=1.0)
+    return changing(lambda x: observe(x, weight.get()), lambda: weight.set(2.0))
 
 
-@program(CAPTURED)
-def an_optimizer_for_each_parameter() -> Setup:
-    """Options that depend on the parameter's name"""
-    optimizer = pyro.optim.Adam(lambda name: {"lr": 0.1 if name == "loc" else 0.01})
-    return Setup(_plain, guide, fresh(5), optimizer=optimizer)
+@program(AUDIT, says="compared with Pyro")
+def options_behind_getattr() -> Setup:
+    """An object of options that answers by `__getattr__`"""
+
+    class Options:
+        def __init__(self, **values: Any) -> None:
+            vars(self)["_tree"] = {"inner": values}
+
+        def __getattr__(self, name: str) -> Any:
+            return vars(self)["_tree"]["inner"][name]
+
+    options = Options(beta=1.0)
+    return changing(lambda x: observe(x, options.beta), lambda: options._tree["inner"].update(beta=2.0))
 
 
-@program(CAPTURED)
-def gradients_before_the_step() -> Setup:
-    """Gradients that are present before a step"""
-
-    def before_step(svi: SVI, i: int) -> None:
-        if i in (1, 2, 9):
-            pyro.param("loc").grad = torch.tensor(3.0)
-
-    return Setup(_plain, guide, fresh(5), before_step=before_step)
+@program(AUDIT, says="compared with Pyro")
+def a_name_put_together() -> Setup:
+    """`getattr(cfg, "be" + "ta")`"""
+    cfg = types.SimpleNamespace(inner=types.SimpleNamespace(beta=1.0))
+    return changing(lambda x: observe(x, getattr(cfg.inner, "be" + "ta"[:2])), lambda: setattr(cfg.inner, "beta", 2.0))
 
 
-@program(CAPTURED, compiled=True)
-def labels_now_and_then() -> Setup:
-    """Parameters without a gradient in some steps, Adam's momentum going on (semi-supervised)"""
-
-    def model(x: Tensor, y: Tensor | None = None) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z * pyro.param("weight", torch.tensor(1.0)), 1.0), obs=x)
-            if y is not None:
-                pyro.sample("y", dist.Bernoulli(logits=pyro.param("slope", torch.tensor(0.5)) * z), obs=y)
-
-    def local(x: Tensor, y: Tensor | None = None) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(pyro.param("a", torch.tensor(0.5)) * x, 1.0))
-
-    batches = [call(reals(5, seed=i), (reals(5, seed=i + 50) > 0).float() if i % 3 else None) for i in range(STEPS)]
-    return Setup(model, local, batches)
-
-
-@program(CAPTURED)
-def registered_but_unused() -> Setup:
-    """A module that is registered at every step and used in some"""
-    labeler = nn.Linear(1, 1)
-
-    def model(x: Tensor, labeled: bool) -> None:
-        pyro.module("labeler", labeler)
-        observe(x + labeler(x[:, None])[:, 0] if labeled else x, 1.0)
-
-    return Setup(model, guide, [call(reals(5, seed=i), i % 3 == 1) for i in range(STEPS)], modules=(labeler,))
-
-
-@program(NOTICED)
-def frozen_and_thawed() -> Setup:
-    """`requires_grad_` off and on"""
-    network = nn.Linear(1, 1)
+@program(AUDIT, says="compared with Pyro")
+def an_import_inside_the_model() -> Setup:
+    """`import settings` inside the model"""
+    module = sys.modules["settings_of_the_strangers"] = types.ModuleType("settings_of_the_strangers")
+    module.BETA = 1.0
 
     def model(x: Tensor) -> None:
-        pyro.module("network", network)
-        observe(x + network(x[:, None])[:, 0], 1.0)
+        import settings_of_the_strangers as settings
 
-    def before_step(svi: SVI, i: int) -> None:
-        network.weight.requires_grad_(not 6 <= i < 13)
+        observe(x, settings.BETA)
 
-    return Setup(model, guide, fresh(5), before_step=before_step, modules=(network,))
+    return changing(model, lambda: setattr(module, "BETA", 2.0))
 
 
 @program(NOTICED)
-def the_store_cleared() -> Setup:
-    """`pyro.clear_param_store()` in mid-training"""
-    return changing(_plain, pyro.clear_param_store)
+def a_dataclass_replaced() -> Setup:
+    """`self.cfg = dataclasses.replace(self.cfg, ...)`"""
+
+    @dataclasses.dataclass(frozen=True)
+    class Cfg:
+        beta: float = 1.0
+
+    class Story:
+        cfg = Cfg()
+
+        def model(self, x: Tensor) -> None:
+            observe(x, self.cfg.beta)
+
+    story = Story()
+    return changing(story.model, lambda: setattr(story, "cfg", dataclasses.replace(story.cfg, beta=2.0)))
 
 
 @program(NOTICED)
-def a_parameter_set_by_hand() -> Setup:
-    """`store["loc"] = ...` in mid-training"""
-    return changing(_plain, lambda: pyro.get_param_store().__setitem__("loc", torch.tensor(1.0)))
+def a_fraction_replaced() -> Setup:
+    """A `Fraction` bound anew"""
+    return _replaced(fractions.Fraction(1, 2), fractions.Fraction(3, 2), float)
+
+
+@program(NOTICED)
+def a_range_replaced() -> Setup:
+    """A `range` bound anew"""
+    return _replaced(range(1), range(3), len)
+
+
+@program(NOTICED)
+def a_callable_object() -> Setup:
+    """A model that is an object with `__call__`"""
+
+    class Story:
+        weight = 1.0
+
+        def __call__(self, x: Tensor) -> None:
+            observe(x, self.weight)
+
+    story = Story()
+    return changing(story, lambda: setattr(story, "weight", 2.0))
+
+
+@program(AUDIT, says="compared with Pyro")
+def a_partial() -> Setup:
+    """`functools.partial`, whose keywords are changed"""
+    model = functools.partial(observe, weight=1.0)
+    return changing(model, lambda: model.keywords.update(weight=2.0))
+
+
+@program(NOTICED)
+def an_attribute_of_a_base_class() -> Setup:
+    """A class attribute of a base class, read in a `classmethod`"""
+
+    class Base:
+        beta = 1.0
+
+        @classmethod
+        def weight(cls) -> float:
+            return cls.beta
+
+    class Story(Base):
+        def model(self, x: Tensor) -> None:
+            observe(x, self.weight())
+
+    return changing(Story().model, lambda: setattr(Base, "beta", 2.0))
+
+
+@program(NOTICED)
+def a_method_replaced() -> Setup:
+    """A method of the class replaced"""
+
+    class Story:
+        def weight(self) -> float:
+            return 1.0
+
+        def model(self, x: Tensor) -> None:
+            observe(x, self.weight())
+
+    return changing(Story().model, lambda: setattr(Story, "weight", lambda self: 2.0))
+
+
+@program(NOTICED)
+def a_decorated_model() -> Setup:
+    """A decorator with a closed-over number, `functools.wraps`"""
+    weight = 1.0
+
+    def weighted(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def inner(x: Tensor) -> None:
+            function(x, weight)
+
+        return inner
+
+    def change() -> None:
+        nonlocal weight
+        weight = 2.0
+
+    return changing(weighted(observe), change)
 
 
 @program(CAPTURED)
-def a_parameter_written_in_place() -> Setup:
-    """`param.data.fill_()` in mid-training"""
-    return changing(_plain, lambda: pyro.param("loc").data.fill_(1.0))
+def the_shape_of_closed_over_data() -> Setup:
+    """`data.shape[0]`, `data.dtype` and `data.mT` of a closed-over tensor"""
+    data = reals(5, 2)
+
+    def model() -> None:
+        assert data.dtype == torch.get_default_dtype()
+        observe(data.mT[0], 1.0 / data.shape[0])
+
+    return Setup(model, guide, without_arguments())
 
 
 @program(CAPTURED)
-def a_handler_around_some_steps() -> Setup:
-    """Some steps inside `poutine.scale`"""
-
-    def run(svi: SVI, batches: list[Call]) -> list[Any]:
-        losses = []
-        for i, (args, kwargs) in enumerate(batches):
-            with poutine.scale(scale=0.5) if i % 4 == 3 else contextlib.nullcontext():
-                losses.append(svi.step(*args, **kwargs))
-        return losses
-
-    return Setup(_plain, guide, fresh(5), run=run)
+def the_shape_of_an_array() -> Setup:
+    """`array.shape[0]`, `array.T` of a closed-over numpy array"""
+    array = np.arange(6.0).reshape(2, 3)
+    return Setup(lambda x: observe(x, 1.0 / array.shape[0] + float(array.T[1, 0])), guide, fresh(5))
 
 
 @program(CAPTURED)
-def two_runs_side_by_side() -> Setup:
-    """Two SVI over the same model and parameters, in turn"""
+def options_in_a_named_tuple() -> Setup:
+    """A field of a closed-over named tuple and of a frozen data class, and a property"""
 
-    def run(svi: SVI, batches: list[Call]) -> list[Any]:
-        other = type(svi)(
-            _wide, guide, svi.optim, Trace_ELBO(), **({"compile": "graph"} if type(svi) is not SVI else {})
-        )
-        losses = []
-        for args, kwargs in batches:
-            losses += [svi.step(*args, **kwargs), other.step(*args, **kwargs)]
-        return losses
+    @dataclasses.dataclass(frozen=True)
+    class Cfg:
+        beta: float = 1.0
 
-    return Setup(_plain, guide, fresh(5), run=run)
+        @property
+        def half(self) -> float:
+            return 0.5 * self.beta
+
+    options, cfg = collections.namedtuple("Options", "beta")(0.5), Cfg()
+    return Setup(lambda x: observe(x, options.beta * cfg.beta + cfg.half), guide, fresh(5))
+
+
+@program(CAPTURED)
+def a_cached_helper() -> Setup:
+    """`functools.lru_cache` around a helper"""
+
+    @functools.lru_cache
+    def grid(n: int) -> Tensor:
+        return torch.linspace(0.5, 1.0, n)
+
+    return Setup(lambda x: observe(x, grid(len(x))), guide, fresh(5))
+
+
+@program(NOTICED)
+def a_layer_in_a_plain_list() -> Setup:
+    """Layers in a plain list, one of them replaced"""
+
+    class Story(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.functions = [torch.tanh, torch.sigmoid]
+
+        def model(self, x: Tensor) -> None:
+            weight = x.mean()
+            for function in self.functions:
+                weight = function(weight)
+            observe(x, weight)
+
+    story = Story()
+    return changing(story.model, lambda: story.functions.__setitem__(1, torch.exp))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from . import arguments, control_flow, guides, modules, objectives, plates, shapes, state
+from . import arguments, control_flow, guides, modules, objectives, plates, shapes, state, streams, training
 from .runner import AUDIT, CAPTURED, LEFT, NOTICED, OUTCOMES, PROGRAMS, Program, outcome
 
-THEMES = (arguments, control_flow, guides, modules, objectives, plates, shapes, state)
+THEMES = (arguments, control_flow, guides, modules, objectives, plates, shapes, state, streams, training)
 
 
 def check(entry: Program, **options: object) -> None:
@@ -29,7 +29,7 @@ def test_a_captured_program_ends_where_pyros_ends(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, entry in PROGRAMS.items() if entry.compiled])
 def test_a_compiled_program_has_pyros_losses(name: str) -> None:
-    check(PROGRAMS[name], compile=True, tolerance=1e-4)
+    check(PROGRAMS[name], compile=True, compile_after=1, tolerance=1e-4)
 
 
 def test_the_table_of_programs_is_whole() -> None:

@@ -102,6 +102,12 @@ def test_schedules_arrive_as_tensors_with_the_time_after_the_step() -> None:
     assert history["beta"] == [0.5, 1.0]
 
 
+def test_a_schedule_need_not_be_defined_beyond_the_run() -> None:
+    table = [0.1, 0.2, 0.3]
+    history = fit(Recorder(), [torch.ones(4, 1)], epochs=2, schedules={"beta": lambda t: table[int(t)]}, progress=False)
+    assert history["beta"] == pytest.approx([0.2, 0.3])
+
+
 def test_a_schedule_over_an_iterable_without_length_counts_whole_epochs_at_first() -> None:
     class Stream:
         def __iter__(self) -> Any:

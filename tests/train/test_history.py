@@ -63,6 +63,39 @@ def test_history_to_csv(tmp_path: Path) -> None:
     assert float(rows[2]["validation_elbo"]) == -107.0
 
 
+@pytest.mark.parametrize("rows", [[], ROWS, [*ROWS, {"epoch": 4, "beta": 0.5}]])
+def test_a_state_is_read_back_as_it_was(rows: list[dict[str, float]]) -> None:
+    history = History(rows)
+    state = history.state_dict()
+    again = History.from_state_dict(state)
+    assert list(again) == list(history)
+    assert again.names == history.names
+    for row, other in zip(history, again, strict=True):
+        assert [type(value) for value in row.values()] == [type(value) for value in other.values()]
+    history.append({"epoch": 9, "train_elbo": -1.0})
+    assert len(state["table"]) == len(rows)  # a copy
+    assert list(History.from_state_dict(history.state_dict())) == list(history)
+
+
+def test_a_state_costs_the_same_each_epoch() -> None:
+    """Each row is put into the table once; what is saved of it is 9 bytes a figure."""
+
+    class Row(dict):  # type: ignore[type-arg]
+        read = 0
+
+        def get(self, *args: Any) -> Any:
+            Row.read += 1
+            return super().get(*args)
+
+    history = History()
+    for epoch in range(200):
+        history.append({"epoch": epoch, "train_elbo": -1.0})
+        history._rows[-1] = Row(history._rows[-1])
+        state = history.state_dict()
+    assert Row.read <= 200 * 4  # two figures, and the last row's kinds
+    assert state["table"].nbytes + state["present"].nbytes == 200 * 2 * 9
+
+
 def test_history_plots_its_figures() -> None:
     axes = History(ROWS).plot()
     assert isinstance(axes, matplotlib.axes.Axes)

@@ -46,7 +46,8 @@ def test_validation_is_in_eval_mode_and_gives_the_modes_back() -> None:
     dropout.register_forward_hook(lambda module, *_: seen.append(module.training))
     m.vae.eval()
     fit(m.svi, images().split(25), epochs=1, validation=images().split(50), progress=False)
-    assert seen == [False, True, True, False]  # the look at the first batch, two steps, one validation batch
+    # The look at the first batch, two steps, a look at a batch of another shape, and its validation.
+    assert seen == [False, True, True, False, False]
     assert m.vae.training
     assert dropout.training
 

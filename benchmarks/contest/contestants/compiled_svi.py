@@ -26,5 +26,5 @@ def compiled_svi_bf16(problem: Problem) -> Run:
 def _compiled(problem: Problem, precision: Literal["float32", "bf16"] = "float32") -> Run:
     pyro.enable_validation(True)  # Pyro's default
     model, guide = story(problem)
-    svi = CompiledSVI(model, guide, Adam({"lr": LEARNING_RATE}), Trace_ELBO(), precision=precision)
+    svi = CompiledSVI(model, guide, Adam({"lr": LEARNING_RATE}), Trace_ELBO(), precision=precision, compile_after=1)
     return loop(svi.update, batches(problem))

@@ -29,7 +29,9 @@ def _fit(problem: EpochProblem, precision: Literal["float32", "bf16"] = "float32
     encoder = pv.MLP(PIXELS, 2 * problem.latent_dim, hidden_dims=(problem.hidden_dim,), activation=nn.Softplus)
     prior, likelihood = pv.StandardNormalPrior(problem.latent_dim), pv.BernoulliLikelihood(decoder)
     vae = pv.VAE(prior, likelihood, pv.DiagonalNormalPosterior(encoder))
-    svi = CompiledSVI(vae.model, vae.guide, Adam({"lr": LEARNING_RATE}), Trace_ELBO(), precision=precision)
+    svi = CompiledSVI(
+        vae.model, vae.guide, Adam({"lr": LEARNING_RATE}), Trace_ELBO(), precision=precision, compile_after=1
+    )
 
     def run(first: int, count: int) -> float:
         history = pv.fit(svi, train, epochs=count, progress=False)

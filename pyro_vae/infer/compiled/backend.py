@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..._warn import warn
+from .lower import lowered
 from .toolchain import FAST_CPU, inductor, kept_on_disk
 
 logger = logging.getLogger(__name__)
@@ -19,20 +21,31 @@ Run = Callable[..., Any]  # (*held, *inputs) -> list of tensors
 # Random numbers as PyTorch's eager operations draw them; and the key of a capture vouches for sizes already.
 _OPTIONS = {"fallback_random": True, "size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
 
+# The most operations of a graph that is compiled: about a minute. A loop over many time steps makes more.
+MOST_OPERATIONS = 4000
+
 _said: set[str] = set()
 
 
 def compiled(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor]) -> Run:
     """``graph`` through torch's inductor for these inputs, and on a GPU as one CUDA graph on top.
 
-    Where inductor fails, for want of a C++ compiler say, the graph is run uncompiled, and that is said once. Random
-    numbers are drawn as PyTorch's eager operations draw them, so that one seed gives one run, compiled or not.
+    Where inductor fails, for want of a C++ compiler say, or the graph has more than ``MOST_OPERATIONS``, it is run
+    uncompiled, and that is said once. Random numbers are drawn as PyTorch's eager operations draw them, so that one
+    seed gives one run, compiled or not.
 
     Args:
         graph: takes ``held`` and then ``inputs``.
         held: tensors that every call brings again, at the same address.
         inputs: tensors like those of later calls.
     """
+    operations = len(graph.graph.nodes)
+    if operations > MOST_OPERATIONS:
+        _say_once(
+            f"the captured graph has {operations:,} operations and runs uncompiled: beyond {MOST_OPERATIONS:,}, "
+            "compiling takes minutes. Where a loop makes them, one operation over a dimension may take its place."
+        )
+        return graph
     for node in graph.graph.find_nodes(op="placeholder"):
         node.meta.pop("val", None)  # each of a mode of its own, which the compiler would take for a mistake
     on_cpu = all(t.device.type == "cpu" for t in (*held, *inputs))
@@ -41,14 +54,7 @@ def compiled(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor]) ->
         # What torch's own code warns of while it compiles (deprecated parts of its own) is nothing a user could mend.
         with torch.no_grad(), warnings.catch_warnings(), kept_on_disk([*held, *inputs]) as examples:
             warnings.simplefilter("ignore")
-            # How many threads is told for the sake of releases that took one number's program for another's.
-            fast = {**FAST_CPU, "cpp.threads": torch.get_num_threads()} if on_cpu else {}
-            run: Run
-            try:
-                run = compiler.compile(graph, examples, options=_OPTIONS | fast)
-            except Exception:
-                logger.debug("compilation failed with the faster options", exc_info=True)
-                run = compiler.compile(graph, examples, options=_OPTIONS)
+            run = _first_that_works(_ways(compiler, graph, examples, on_cpu))
     except Exception as error:
         reason = str(error).strip().partition("\n")[0][:200]
         logger.debug("compilation failed", exc_info=True)
@@ -64,6 +70,29 @@ def compiled(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor]) ->
         except RuntimeError as error:  # an operation that cannot be replayed, such as a copy from the host
             logger.info("no CUDA graph: %s", str(error).partition("\n")[0])
     return run
+
+
+def _ways(compiler: Any, graph: fx.GraphModule, examples: list[Tensor], on_cpu: bool) -> list[Callable[[], Run]]:
+    """Ways to compile, the one that takes least time first."""
+    usual: Callable[[], Run] = lambda: compiler.compile(graph, examples, options=_OPTIONS)  # noqa: E731
+    if not on_cpu or not examples:
+        return [usual]
+    # How many threads is told for the sake of releases that took one number's program for another's.
+    fast = _OPTIONS | FAST_CPU | {"cpp.threads": torch.get_num_threads()}
+    return [
+        lambda: lowered(graph, examples, fast),
+        lambda: compiler.compile(graph, examples, options=fast),
+        usual,
+    ]
+
+
+def _first_that_works(ways: list[Callable[[], Run]]) -> Run:
+    for way in ways[:-1]:
+        try:
+            return way()
+        except Exception:
+            logger.debug("one way of compiling failed, the next one follows", exc_info=True)
+    return ways[-1]()
 
 
 class _CudaGraph:
@@ -109,4 +138,4 @@ def _let_freed_memory_stay() -> None:
 def _say_once(message: str) -> None:
     if message not in _said:
         _said.add(message)
-        warnings.warn(message, stacklevel=2)
+        warn(message)

@@ -76,7 +76,7 @@ class Cache:
                     f"what model, guide or objective reads differs from call to call: {change}. Pass it as a tensor "
                     "argument."
                 )
-        if self._new_keys == 2 * self.most:
+        if self._new_keys == max(16, 2 * self.most):
             warn(
                 f"{self._new_keys} calls came with shapes or Python values not seen before and were run by Pyro. "
                 "Pass values that change as tensors, torch.tensor(beta) for instance.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from typing import Any
@@ -20,7 +21,7 @@ from .losses import as_tensors, is_a_bound, marked, parts
 from .passes import cheapen_checks, choose_products, share_casts
 from .program import Call, Program
 from .trace import traced_graph
-from .watch import Watch
+from .watch import Watch, has_hooks
 
 __all__ = ["captured_step"]
 
@@ -28,20 +29,20 @@ logger = logging.getLogger(__name__)
 
 
 def captured_step(call: Call, *, before: Watch, gradients: Gradients, compile: bool) -> CapturedStep:
-    """Run a call once more under the tracer, undone, and return its graph, compiled, with the update.
+    """Run a call once more under the tracer, undone, and return its graph, with the update.
 
     Args:
         call: the call.
         before: a watch over what Pyro's run of such a call read.
         gradients: what stands in ``.grad`` between steps.
-        compile: whether to compile the graph.
+        compile: whether the graph is to be compiled once it has been called often.
 
     Raises:
         CaptureError: no graph can stand for this call.
     """
     started = time.perf_counter()
     program, kind, args, kwargs, tensors, _ = call
-    _refuse(program, tensors)
+    _refuse(program, tensors, before.params)
     found: list[Traced] = []
 
     def function(*inputs: Tensor) -> list[Tensor]:
@@ -74,27 +75,29 @@ def captured_step(call: Call, *, before: Watch, gradients: Gradients, compile: b
             f"running model and guide changes state that they may depend on ({change}); a graph would freeze it. "
             "Pass it as a tensor argument."
         )
-    trace_seconds = time.perf_counter() - started
     own = {id(p) for p in before.params.values()}
     before.tensors({f"a closed-over tensor ({i})": t for i, t in enumerate(held) if id(t) not in own})
     step = CapturedStep(kind, graph, held, before, program.optim, traced, gradients)
     if compile:
-        step.run = compiled(share_casts(choose_products(cheapen_checks(graph))), held, tensors)
+        share_casts(cheapen_checks(graph))
+        step.compiler = lambda inputs: compiled(choose_products(copy.deepcopy(graph)), held, inputs)
     logger.info(
-        "captured %s for inputs %s: %d operations, traced in %.2f s, compiled in %.2f s",
+        "captured %s for inputs %s: %d operations, traced in %.2f s",
         kind,
         [tuple(t.shape) for t in tensors],
         len(graph.graph.nodes),
-        trace_seconds,
-        time.perf_counter() - started - trace_seconds,
+        time.perf_counter() - started,
     )
     return step
 
 
-def _refuse(program: Program, tensors: list[Tensor]) -> None:
+def _refuse(program: Program, tensors: list[Tensor], params: dict[str, Tensor]) -> None:
     objective = type(getattr(program.loss_and_grads, "__self__", None)).__name__
     if objective.startswith("Jit"):
         raise CaptureError(f"{objective} compiles by torch.jit. Use {objective.removeprefix('Jit')}, without it.")
+    hooked = next((name for name, p in params.items() if has_hooks(p)), None)
+    if hooked is not None:
+        raise CaptureError(f"parameter {hooked!r} has a gradient hook, which a graph would not call.")
     if any(t.requires_grad for t in tensors):
         raise CaptureError(
             "an argument requires a gradient, and a graph gives gradients to parameters only. Detach it, or let model "

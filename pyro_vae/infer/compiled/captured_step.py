@@ -67,6 +67,8 @@ class CapturedStep:
         self.held_since = 0  # the last call whose comparison with Pyro held
         self.graph: Callable[..., Any] = graph
         self.run: Callable[..., Any] = graph  # compiled, once it is
+        # From inputs to ``run``; None once it is made, or where nothing is to be compiled.
+        self.compiler: Callable[[list[Tensor]], Callable[..., Any]] | None = None
         self._held = [t.detach() for t in held]
         self._written = [t for t, written in zip(self._held, _written(graph), strict=False) if written]
         self._optim = optim
@@ -76,6 +78,8 @@ class CapturedStep:
         self._others = [p for p in self._params if id(p) not in trained]
         self._adam: GuardedAdam | None = None
         self._momentum_only: list[Tensor] = []
+        self._grads: list[Tensor | None] = [None] * len(self._params)  # what stood in .grad at the last look
+        self._versions: list[int] = []
 
     def outputs(self, run: Callable[..., Any], tensors: list[Tensor]) -> Outputs:
         """Run the graph, as ``self.graph`` or ``self.run``, on new inputs."""
@@ -84,13 +88,28 @@ class CapturedStep:
             out = list(run(*self._held, *tensors))
         return Outputs(out[:losses], out[losses:grads], out[grads:])
 
+    def adds_to_gradients(self) -> bool:
+        """Whether somebody put gradients there since, which Pyro's step would add to."""
+        grads = [p.grad for p in self._params]
+        same = all(map(operator.is_, grads, self._grads))
+        if same and [g._version for g in grads if g is not None] == self._versions:
+            return False
+        if self._gradients.foreign(self._params):
+            return True
+        self._grads = [p.grad for p in self._params]
+        self._versions = [g._version for g in self._grads if g is not None]
+        # A parameter that had a gradient in another call has zeros now, and its momentum goes on, as in Pyro.
+        self._momentum_only = [p for p in self._others if p.grad is not None]
+        self._adam = None
+        return False
+
     def outputs_undone(self, run: Callable[..., Any], tensors: list[Tensor]) -> Outputs:
         """The same, and leave buffers and random numbers as they were."""
-        before = [t.clone() for t in self._written]  # a compiled graph's writes pass unseen
+        before = [t.untyped_storage().clone() for t in self._written]  # a compiled graph's writes pass unseen
         with undone(self._params):  # which undoes what is written to the outputs, too
             out = Outputs(*([t.clone() for t in part] for part in self.outputs(run, tensors)))
         for t, value in zip(self._written, before, strict=True):
-            t.copy_(value)
+            t.untyped_storage().copy_(value)  # which leaves the tensor's version as it is
         return out
 
     def __call__(self, tensors: list[Tensor]) -> Any:
@@ -117,15 +136,9 @@ class CapturedStep:
         """Whether the fused update may be used, made anew where the optimizer or what has momentum has changed."""
         if not isinstance(self._optim, FusedOptim):
             return False
-        # A parameter that had a gradient in another call has zeros now, and its momentum goes on, as in Pyro.
-        momentum_only = [p for p in self._others if p.grad is not None]
-        same = len(momentum_only) == len(self._momentum_only) and all(
-            map(operator.is_, momentum_only, self._momentum_only)
-        )
-        if self._adam is None or not same or not self._adam.holds():
-            self._momentum_only = momentum_only
+        if self._adam is None or not self._adam.holds():
             self._optim.register(self._params)
-            members = self.traced.trained + momentum_only
+            members = self.traced.trained + self._momentum_only
             self._adam = GuardedAdam(self._optim, members) if GuardedAdam.fits(self._optim, members) else None
         return self._adam is not None
 
@@ -135,7 +148,13 @@ def _written(graph: fx.GraphModule) -> list[bool]:
     written: set[fx.Node] = set()
     for node in graph.graph.nodes:
         for argument in writes_to(node.target, node.args, node.kwargs) if node.op == "call_function" else ():
-            while isinstance(argument, fx.Node) and argument.op == "call_function":  # a view of an input
+            while isinstance(argument, fx.Node) and _shares_memory(argument):  # a view of an input
                 argument = argument.args[0]
             written.add(argument)
     return [node in written for node in graph.graph.find_nodes(op="placeholder")]
+
+
+def _shares_memory(node: fx.Node) -> bool:
+    """Whether an operation gives its first argument, or a view of it."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(result.alias_info is not None for result in schema.returns)

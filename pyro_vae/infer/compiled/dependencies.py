@@ -128,12 +128,11 @@ class _Walk:
         parts = list(value.values()) if isinstance(value, dict) else list(value)
         if len(parts) > _FEW:
             return
-        if all(isinstance(part, PLAIN) for part in parts):
-            if not isinstance(value, tuple):
-                self.watch.contents(value, whose)
-            return
+        code = (nn.Module, types.FunctionType, types.MethodType, types.BuiltinFunctionType, type)
+        if not isinstance(value, tuple) and all(isinstance(part, (*PLAIN, *code)) for part in parts):
+            self.watch.contents(value, whose)
         for part in parts:
-            if isinstance(part, (nn.Module, types.FunctionType, types.MethodType, list, dict)):
+            if isinstance(part, (*code, list, dict)):
                 self.follow(part, whose)
 
     def _follow_module(self, module: nn.Module) -> None:
@@ -146,17 +145,20 @@ class _Walk:
             if plain or isinstance(value, (*PLAIN, types.FunctionType, types.MethodType, Tensor)):
                 self._read(Read(entries, key, value, module), whose)
         for part in (module._parameters, module._buffers, module._modules):
-            self.watch.size(part, whose)
+            if part or not library:
+                self.watch.size(part, whose)
             for key, value in part.items():
                 self._add(part, key, value, whose)
                 self.follow(value, whose)
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            self.watch.size(hooks, whose)
+            self.watch.size(hooks, f"{whose}: hooks")
+        self._add(entries, "forward", entries.get("forward"), whose)
         if not library:
             self._follow_code(getattr(type(module), "forward", None), module)
 
     def _follow_code(self, function: Any, self_: Any = MISSING) -> None:
-        function = getattr(function, "__wrapped__", function)
+        if hasattr(function, "__wrapped__"):
+            self._follow_code(function.__wrapped__, self_)
         mark = (getattr(function, "__code__", None), id(self_), id(getattr(function, "__closure__", None)))
         if not isinstance(function, types.FunctionType) or mark in self._seen:
             return

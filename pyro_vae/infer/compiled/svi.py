@@ -19,12 +19,13 @@ from .capture import captured_step
 from .captured_step import CapturedStep
 from .check import audit, audit_due, message
 from .dependencies import calls_of
-from .errors import CaptureError, CaptureWarning
+from .errors import CaptureError
 from .gradients import Gradients
 from .losses import as_tensors, is_a_bound, marked, numbers, parts
 from .program import Call, Kind, Program, call_of, digest_of
-from .toolchain import inductor
+from .replace import compile_step
 from .undo import undone
+from .words import Words
 
 __all__ = ["CompiledSVI"]
 
@@ -42,8 +43,8 @@ class CompiledSVI(SVI):
       call, ``max_captures`` of them at most; whatever else comes is run by Pyro.
     - What model, guide and objective read by name is watched (globals, closed-over variables, attributes, training
       flags, parameters), and where it changes, the step is captured anew.
-    - What no watch can see is found by an audit: captured calls 1, 2, 4, 8, ... and every ``check_steps``-th are
-      compared with Pyro's own step on the same random numbers.
+    - What no watch can see is found by an audit: captured calls 1, 2, 4, ... and each ``check_steps``-th are compared
+      with Pyro's step on the same random numbers.
     - A program that no graph can stand for is left to Pyro, and a :class:`CaptureWarning` says so once, with the line.
     - A step whose loss or gradients are not finite changes no parameter and no optimizer state. Its loss is returned
       (NaN, if only a gradient was not finite), and :meth:`step` warns.
@@ -60,6 +61,8 @@ class CompiledSVI(SVI):
         check_steps: every how many captured calls the audit compares with Pyro (and at calls 1, 2, 4, ... before); 1
             compares every call, 0 none.
         max_captures: how many graphs are kept.
+        compile_after: the call of a graph at which it is compiled; until then it runs as it was captured. A run that
+            is too short to repay a compiler is never compiled. Calls are counted, not seconds: one seed, one run.
         on_refusal: what happens where a program cannot be captured: ``"pyro"`` warns once and leaves it to Pyro,
             ``"raise"`` raises the ``CaptureError``.
 
@@ -100,6 +103,7 @@ class CompiledSVI(SVI):
         precision: Literal["float32", "bf16"] = "float32",
         check_steps: int = 1000,
         max_captures: int = 8,
+        compile_after: int = 250,
         on_refusal: Literal["pyro", "raise"] = "pyro",
     ) -> None:
         if compile not in (True, False, "graph"):
@@ -112,12 +116,12 @@ class CompiledSVI(SVI):
         self.compile = compile
         self.precision = precision
         self.check_steps = check_steps
-        self.on_refusal = on_refusal
+        self.compile_after = compile_after
         self._cache = Cache(max_captures)
         self._gradients = Gradients()
         self._params: dict[str, Tensor] = {}  # those of the last call that Pyro ran
         self._owed: dict[str, int] = {}  # calls made before a resume, by digest of their key
-        self._said: set[str] = set()
+        self._words = Words(raising=on_refusal == "raise")
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one optimization step.
@@ -164,7 +168,7 @@ class CompiledSVI(SVI):
 
     @property
     def max_captures(self) -> int:
-        """How many graphs are kept at most."""
+        """The most graphs that are kept."""
         return self._cache.most
 
     def state_dict(self) -> dict[str, Any]:
@@ -181,13 +185,13 @@ class CompiledSVI(SVI):
 
     def _run(self, kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         program = Program(self.model, self.guide, self.loss, self.loss_and_grads, self.optim, self.precision)
-        # Handlers around the call (poutine.scale, say) change what model and guide mean, so they are left to Pyro.
-        if not self.compile or poutine.runtime.am_i_wrapped():
+        # What stands around the call (poutine.scale, autocast) changes what model and guide mean: it is left to Pyro.
+        if not self.compile or poutine.runtime.am_i_wrapped() or any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
             return self._by_pyro(program, kind, args, kwargs)
         try:
             call = call_of(program, kind, args, kwargs)
         except CaptureError as error:
-            self._leave(error)
+            self._words.leave(error)
             return self._by_pyro(program, kind, args, kwargs)
         step = self._cache.find(call.key)
         # Where the store was cleared, Pyro fills it again.
@@ -196,27 +200,31 @@ class CompiledSVI(SVI):
         call = call._replace(tensors=self._on_device(call.tensors))
         if step is None:
             try:
-                self._catch_up(call)
+                answered = self._catch_up(call)
                 before = self._cache.to_capture(call.key)
                 if before is None:
                     return self._first(call)
-                compiles = self._compiles(kind)
+                compiles = self.compile is True and kind != "loss"  # which would seldom repay the compiler's time
                 step = captured_step(call, before=before, gradients=self._gradients, compile=compiles)
+                step.calls = answered
                 self._cache.keep(call.key, step)
             except CaptureError as error:
                 self._cache.refuse(call.key)
-                self._leave(error)
+                self._words.leave(error)
                 return self._by_pyro(program, kind, args, kwargs)
-        if kind == "step" and self._gradients.foreign(step.traced.params.values()):
+        if kind == "step" and step.adds_to_gradients():
             return self._by_pyro(program, kind, args, kwargs)  # which adds to them
         return self._by_graph(step, call)
 
     def _by_graph(self, step: CapturedStep, call: Call) -> Any:
         """The call by its graph, where that holds."""
         step.calls += 1
+        if step.compiler is not None and step.calls >= self.compile_after:
+            compile_step(step, call)
         random_state = torch.get_rng_state() if step.may_fail else None
         try:
-            difference = audit(step, call) if audit_due(step.calls, self.check_steps) else None
+            new = self.check_steps > 0 and not step.held_since  # not compared yet, though counted on after a resume
+            difference = audit(step, call) if new or audit_due(step.calls, self.check_steps) else None
             if difference is None:
                 return step(call.tensors)
             reason = CaptureError(message(difference, step))
@@ -228,35 +236,36 @@ class CompiledSVI(SVI):
             reason = CaptureError(f"the graph fails on these data ({error}); model or guide may handle such an error.")
         self._cache.drop(call.key, step)
         self._cache.refuse(call.key)
-        if difference is not None and step.calls > 1:
+        if difference is not None and step.held_since:
             raise reason
-        self._leave(reason)
+        self._words.leave(reason)
         return self._by_pyro(call.program, call.kind, call.args, call.kwargs)
 
     def _first(self, call: Call) -> Any:
         """The first call of a kind: Pyro's, and a note of what it read."""
-        if self._compiles(call.kind):
-            inductor(on_cpu=all(t.device.type == "cpu" for t in call.tensors))
         with calls_of() as modules:
             result = self._by_pyro(call.program, call.kind, call.args, call.kwargs)
         try:
             self._cache.seen(call.key, call.program.watch(modules, self._params))
         except CaptureError as error:
             self._cache.refuse(call.key)
-            self._leave(error)
+            self._words.leave(error)
         return result
 
-    def _catch_up(self, call: Call) -> None:
-        """After a resume, let such a call be at the point of its captures where it was: its first run, undone."""
-        if self._owed and self._owed.pop(digest_of(call.key), 0):
+    def _catch_up(self, call: Call) -> int:
+        """After a resume, let such a call be at the point of its captures where it was: its first run, undone.
+
+        Returns:
+            How many of these calls a graph answered before.
+        """
+        calls = self._owed.pop(digest_of(call.key), 0) if self._owed else 0
+        if calls:
             with undone(self._params.values()), calls_of() as modules:
                 _, self._params = call.evaluate()
             for p in self._params.values():
                 p.grad = None
             self._cache.seen(call.key, call.program.watch(modules, self._params))
-
-    def _compiles(self, kind: Kind) -> bool:
-        return self.compile is True and kind != "loss"  # a look at data would seldom repay the compiler's time
+        return max(calls - 1, 0)
 
     def _on_device(self, tensors: list[Tensor]) -> list[Tensor]:
         """The inputs, with numbers on the parameters' device: one on the host would prevent a CUDA graph."""
@@ -267,18 +276,6 @@ class CompiledSVI(SVI):
             else tensors
         )
 
-    def _leave(self, error: CaptureError) -> None:
-        """Say once that calls of a kind are left to Pyro, or raise."""
-        if self.on_refusal == "raise":
-            raise error
-        if str(error) not in self._said and len(self._said) < 8:
-            self._said.add(str(error))
-            warn(
-                f"{error} This program is left to Pyro, whose results are the same (on_refusal='raise' makes this an "
-                "error, compile=False says that it is meant).",
-                CaptureWarning,
-            )
-
     def _by_pyro(self, program: Program, kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call as Pyro makes it."""
         if kind == "backward":
@@ -288,9 +285,8 @@ class CompiledSVI(SVI):
         result = as_tensors(loss, self._params)
         if kind == "loss":
             return result
-        if "untrained" not in self._said and all(p.grad is None for p in params):
-            self._said.add("untrained")
-            warn(
+        if all(p.grad is None for p in params):
+            self._words.once(
                 "no parameter receives a gradient: the step trains nothing. Register the module's parameters with "
                 "pyro.module in model or guide, and see that they require gradients."
             )

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from .reading import MISSING, contents_of
 
-__all__ = ["PLAIN", "Watch"]
+__all__ = ["PLAIN", "Watch", "has_hooks"]
 
+_FLAGS = operator.attrgetter("requires_grad", "_backward_hooks", "_post_accumulate_grad_hooks")
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, enum.Enum, np.generic)
 
 
@@ -37,11 +38,13 @@ class Watch:
         self._others: list[tuple[Any, Any, Any, str]] = []  # (class or object, attribute, value, whose)
         self._cells: list[tuple[types.CellType, Any, str]] = []
         self._contents: list[tuple[Any, Any, str]] = []  # (container, a copy of it, whose)
-        self._sizes: list[tuple[Any, int, str]] = []
+        self._sized: list[Any] = []
+        self._sizes: list[int] = []
+        self._sized_owners: list[str] = []
         self._names: list[str] = []
         self._tensors: list[Tensor] = []
         self._places: list[int] = []
-        self._flags: list[bool] = []
+        self._flags: list[tuple[Any, ...]] = []
         self.params = params
         self.tensors(params)
         # A module owns its parameters; a plain pyro.param lives in the store alone.
@@ -69,14 +72,16 @@ class Watch:
 
     def size(self, container: Any, whose: str) -> None:
         """Watch the number of entries of a dictionary."""
-        self._sizes.append((container, len(container), whose))
+        self._sized.append(container)
+        self._sizes.append(len(container))
+        self._sized_owners.append(whose)
 
     def tensors(self, tensors: dict[str, Tensor]) -> None:
         """Watch where tensors live and whether they ask for a gradient, by a name for each."""
         self._names += tensors.keys()
         self._tensors += tensors.values()
         self._places += [t.data_ptr() for t in tensors.values()]
-        self._flags += [t.requires_grad for t in tensors.values()]
+        self._flags += map(_FLAGS, tensors.values())
 
     def change(self) -> str | None:
         """Return the first thing that differs, in words; None if nothing does."""
@@ -87,9 +92,10 @@ class Watch:
                     if not _equal(now, then):
                         return f"{self._owners[i]}: {key!r} was {_brief(then)} and is {_brief(now)}"
                     self._values[i] = now
-        for mapping, size, whose in self._sizes:
-            if len(mapping) != size:
-                return f"{whose}: had {size} attributes or hooks and has {len(mapping)}"
+        if list(map(len, self._sized)) != self._sizes:
+            for mapping, size, whose in zip(self._sized, self._sizes, self._sized_owners, strict=True):
+                if len(mapping) != size:
+                    return f"{whose}: had {size} attributes or hooks and has {len(mapping)}"
         for container, then, whose in self._contents:
             if len(container) != len(then) or container != then:
                 return f"{whose} was {_brief(then)} and is {_brief(container)}"
@@ -103,8 +109,8 @@ class Watch:
                 return f"{whose} was {_brief(then)} and is {_brief(now)}"
         if [t.data_ptr() for t in self._tensors] != self._places:
             return f"{self._moved()!r}: moved or cast"
-        if [t.requires_grad for t in self._tensors] != self._flags:
-            return "a parameter was frozen or unfrozen"
+        if list(map(_FLAGS, self._tensors)) != self._flags:
+            return "a parameter was frozen or unfrozen, or got a gradient hook"
         if self._own and not all(map(operator.is_, map(_stored().get, self._own_names), self._own)):
             return "Pyro's parameter store: a pyro.param was removed or replaced"
         return None
@@ -142,6 +148,11 @@ class Watch:
 
 def _stored() -> dict[str, Tensor]:
     return pyro.get_param_store()._params
+
+
+def has_hooks(tensor: Tensor) -> bool:
+    """Whether a function is called with a tensor's gradient."""
+    return any(bool(hooks) for hooks in _FLAGS(tensor)[1:])
 
 
 def _attribute(holder: Any, name: str) -> Any:

@@ -11,32 +11,16 @@ each function here does nothing, so that the same program runs by ``python`` and
 
 from __future__ import annotations
 
-from .processes import (
-    first_alone,
-    from_first,
-    gather,
-    own_noise,
-    processes,
-    rank,
-    require_same,
-    same_generator,
-    same_start,
-    spread,
-    world_size,
-)
-from .step import JointStep, Totals
+from .exchange import first_alone, from_first, same_start, spread
+from .processes import processes, rank, world_size
+from .step import JointStep
 
 __all__ = [
     "JointStep",
-    "Totals",
     "first_alone",
     "from_first",
-    "gather",
-    "own_noise",
     "processes",
     "rank",
-    "require_same",
-    "same_generator",
     "same_start",
     "spread",
     "world_size",

@@ -14,7 +14,8 @@ from pyro.infer.util import zero_grads
 from torch import Tensor
 
 from ..update import step_or_skip
-from .processes import waiting_for_others, world_size
+from .exchange import waiting_for_others
+from .processes import world_size
 
 __all__ = ["JointStep", "Totals"]
 
@@ -113,19 +114,11 @@ class JointStep:
         totals, trained = self._sum(loss, weight, used, [rows, divisor, len(args) > 0, self.stop()])
         if failure is None and totals.taking_part:
             step_or_skip(self.svi.optim, trained, math.isfinite(totals.loss))
-        self._clear()
+        zero_grads(self._trained)  # as Pyro: a zero gradient still moves a parameter that has momentum
         if failure is not None:
             raise failure
         self.stopping = totals.stopping
         return totals
-
-    def _clear(self) -> None:
-        """As the two kinds of SVI do after a step; a zero gradient still moves a parameter that has momentum."""
-        if not hasattr(self.svi, "backward"):
-            zero_grads(self._trained)
-            return
-        for parameter in self._trained:
-            parameter.grad = None
 
     def _own_gradients(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, set[int]]:
         """The loss, and which parameters it depends on; their gradients are left in ``grad``."""

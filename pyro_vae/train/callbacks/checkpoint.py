@@ -11,6 +11,7 @@ from typing import Any
 from ..._checks import require_positive_int
 from ..._warn import warn
 from ..resume.checkpoint_file import checkpoints, step_of, write
+from ..resume.plain import plain
 from ..run import Run
 from .base import Callback, absolute, require_figure
 
@@ -25,8 +26,8 @@ class Checkpoint(Callback):
     (the last ones) and ``best.pt``, which hold tensors and plain values only; ``pyro_vae.train.read_checkpoint(path)``
     reads one, e.g. ``vae.load_state_dict(read_checkpoint("runs/best.pt")["modules"][0])``.
 
-    With a ``Checkpoint`` among the callbacks, the first SIGINT (Ctrl-C) or SIGTERM finishes the step, saves and ends
-    the process with exit code 130 or 143; a second one ends it at once.
+    With a ``Checkpoint`` among the callbacks, the first SIGINT (Ctrl-C), SIGTERM, SIGHUP or SIGUSR1 finishes the
+    step, saves and ends the process with exit code 128 plus its number; a second one ends it at once.
 
     Args:
         directory: where the files go; it is made.
@@ -36,11 +37,14 @@ class Checkpoint(Callback):
         monitor: figure of the history (higher is better) whose best epoch ``best.pt`` is; by default
             ``"validation_elbo"`` where there are validation data, else none. The best epoch is kept in memory and
             written with the next checkpoint.
+        keep_best: whether to keep ``best.pt``, for which the state is copied after each epoch that is the best so far.
         on_error: what happens where a checkpoint cannot be written (disk full, read-only): ``"continue"`` warns and
             trains on, ``"raise"`` ends the run. Earlier checkpoints stay whole.
 
     Raises:
-        ValueError: a bad argument; (at the start) the directory holds the checkpoints of another run.
+        ValueError: a bad argument; (at the start) the directory holds the checkpoints of another run, or another run
+            writes there now.
+        TypeError: (at the start) a callback's state, or an option of the optimizer, is no plain value.
         OSError: (at the start) the directory cannot be written.
 
     Example:
@@ -54,6 +58,7 @@ class Checkpoint(Callback):
         every: float = 60.0,
         keep: int = 2,
         monitor: str | None = None,
+        keep_best: bool = True,
         on_error: str = "continue",
     ) -> None:
         if not every >= 0:
@@ -64,6 +69,7 @@ class Checkpoint(Callback):
         self.every = every
         self.keep = require_positive_int("keep", keep)
         self.monitor = monitor
+        self.keep_best = keep_best
         self.on_error = on_error
         self.essential = True
         self.best = -math.inf
@@ -75,6 +81,7 @@ class Checkpoint(Callback):
         if self.monitor is not None:
             require_figure(self.monitor, run)
         _make_writable(self.directory)
+        plain(run.take_state(), "the state of the run")  # refuses what could not be written
         for stale in self.directory.glob(".*.pt.*.tmp"):  # of a write that was killed
             stale.unlink()
         existing = checkpoints(self.directory)
@@ -102,7 +109,7 @@ class Checkpoint(Callback):
         figure = run.history[-1].get(monitor, math.nan)
         if self.monitor is not None and monitor not in run.history[-1]:
             raise ValueError(f"monitor: expected one of {run.history.names}, got {monitor!r}.")
-        if figure > self.best:
+        if self.keep_best and figure > self.best:
             self.best = figure
             self._best_state = run.take_state()
         if time.monotonic() - self._saved_when >= self.every:

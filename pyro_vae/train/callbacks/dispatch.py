@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..._warn import warn
-from ...infer.distributed import rank
+from ...infer.distributed.processes import rank
 from ..run import Run
 from .base import Callback
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..resume import generators
 from .polite_stop import PoliteStop, StopRequested
@@ -23,7 +24,7 @@ class Feed:
     Such an iterable can be begun only at the first batch of an epoch. To go on within an epoch, the generators are put
     into their state at the epoch's beginning, the epoch is begun again, and the batches that were trained on are read
     and thrown away. (A ``DataLoader`` draws its order, and the seeds of its workers, from torch's generator when an
-    epoch begins.)
+    epoch begins.) A loader with ``state_dict`` and ``load_state_dict`` goes there by itself.
 
     Args:
         name: "train" or "validation", for errors.
@@ -35,7 +36,10 @@ class Feed:
         self.name = name
         self.batches = batches
         self._polite_stop = polite_stop
+        self._begun = False
+        self._current: Iterator[Any] | None = None
         self._epoch_start: dict[str, Any] = {}
+        self._at_start: tuple[Any, list[Any]] = (None, [])
 
     @property
     def length(self) -> int | None:
@@ -62,8 +66,10 @@ class Feed:
         return list({id(item): item for item in found if isinstance(item, generators.KINDS)}.values())
 
     def mark_epoch(self) -> None:
-        """Note the state of all generators, with which the next epoch begins."""
+        """Note the state of generators, loader and samplers, with which the next epoch begins."""
+        self._begun = False
         self._epoch_start = generators.get_state(self.generators)
+        self._at_start = self._own_states()
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Any]:
         """Iterate over the batches of an epoch.
@@ -78,6 +84,7 @@ class Feed:
             RuntimeError: a worker of a ``DataLoader`` died.
         """
         before = generators.get_state(self.generators)
+        self._begun = True
         try:
             iterator = self._fetch(partial(self._begin, number, first))
             batch = self._fetch(partial(next, iterator, _END))
@@ -88,6 +95,15 @@ class Feed:
         while batch is not _END:
             yield batch
             batch = self._fetch(partial(next, iterator, _END))
+
+    def put_back(self, batch: Any, rest: Iterator[Any]) -> None:
+        """Keep a batch (unless it is None) and the rest of its epoch, for ``take``."""
+        self._current = rest if batch is None else chain([batch], rest)
+
+    def take(self) -> Iterator[Any] | None:
+        """Return what ``put_back`` keeps, and keep it no longer."""
+        current, self._current = self._current, None
+        return current
 
     def first_batch(self, number: int) -> Any:
         """Return the first batch of an epoch, or None, and leave the generators as they were."""
@@ -101,20 +117,41 @@ class Feed:
     def finish_epoch(self, number: int) -> None:
         """Tell the data that the epoch is at its end, ``number`` being that of the next one."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of all generators, now and at the beginning of the epoch."""
-        return {"generators": generators.get_state(self.generators), "epoch_start": self._epoch_start}
+    def state_dict(self, batch: int) -> dict[str, Any]:
+        """Return the state of all generators, and of a loader and samplers that have a ``state_dict`` of their own.
+
+        Args:
+            batch: number of batches of the epoch that were trained on.
+        """
+        now, (loader, samplers) = generators.get_state(self.generators), self._own_states()
+        if batch == 0 and self._begun:  # the first batch was fetched, and is to be fetched again
+            now, (loader, samplers) = self._epoch_start, self._at_start
+        samplers = self._at_start[1] if batch else samplers  # their epoch is begun again from its beginning
+        return {"generators": now, "epoch_start": self._epoch_start, "batches": loader, "owners": samplers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put all generators into the state that ``state_dict`` returned."""
+        """Put all of them into the state that ``state_dict`` returned."""
         self._epoch_start = state["epoch_start"]
         generators.set_state(state["generators"], self.generators)
+        self._at_start = (state["batches"], state["owners"])
+        self._begun = False
+        for sampler, own in zip(self._samplers(), state["owners"], strict=False):
+            sampler.load_state_dict(own)
+        if _has_state(self.batches) and state["batches"] is not None:
+            self.batches.load_state_dict(state["batches"])
+
+    def _own_states(self) -> tuple[Any, list[Any]]:
+        loader = self.batches.state_dict() if _has_state(self.batches) else None
+        return loader, [sampler.state_dict() for sampler in self._samplers()]
+
+    def _samplers(self) -> list[Any]:
+        return [owner for owner in self._owners()[1:] if _has_state(owner) and not isinstance(owner, nn.Module)]
 
     def _begin(self, number: int, first: int) -> Iterator[Any]:
         for owner in self._owners():
             if hasattr(owner, "set_epoch"):
                 owner.set_epoch(number)
-        if not first:
+        if not first or _has_state(self.batches):  # which was put to that batch already
             return iter(self.batches)
         with generators.preserved():  # but not the data's own, which these batches move to where they are to be
             generators.set_state(self._epoch_start, self.generators)
@@ -169,6 +206,10 @@ class PositionedFeed(Feed):
 
     def _begin(self, number: int, first: int) -> Iterator[Any]:
         return iter(self.batches.iterate(number, first))
+
+
+def _has_state(owner: Any) -> bool:
+    return all(callable(getattr(owner, name, None)) for name in ("state_dict", "load_state_dict"))
 
 
 def feed_of(name: str, batches: Any, polite_stop: PoliteStop) -> Feed:

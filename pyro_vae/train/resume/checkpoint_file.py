@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..._warn import warn
+from .layout import require_layout
+from .plain import plain
+from .untrusted import require_safe
 
-__all__ = ["checkpoints", "last_checkpoint", "read_checkpoint", "step_of", "write"]
+__all__ = ["checkpoints", "last_checkpoint", "read", "read_checkpoint", "step_of", "write"]
 
 _KIND = "pyro_vae checkpoint"
 _VERSION = 2
 _NAME = re.compile(r"step-(\d+)\.pt")
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 
 
 def write(path: str | os.PathLike[str], contents: dict[str, Any]) -> None:
@@ -37,7 +36,7 @@ def write(path: str | os.PathLike[str], contents: dict[str, Any]) -> None:
         OSError: the file cannot be written (disk full, read-only); then ``path`` is as it was.
     """
     path = Path(path)
-    _require_plain(contents, "contents")
+    contents = plain(contents, "contents")
     # In memory first: torch.save raises a RuntimeError where the disk is full, file.write an OSError.
     buffer = io.BytesIO()
     torch.save({"kind": _KIND, "version": _VERSION, **contents}, buffer)
@@ -76,31 +75,30 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, truncated, damaged, foreign, of another version, or holds more than tensors and
-            plain values (a pickle that would run code).
+        ValueError: the file is empty, truncated, damaged, of another kind or version, asks for more memory than it has
+            bytes, or holds more than tensors and plain values (a pickle that would run code).
     """
+    contents = read(path)
+    try:
+        require_layout(contents)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: expected a checkpoint, the file is damaged ({error}). Use an earlier one."
+        ) from error
+    return contents
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what ``write`` wrote, whatever it is; raises as ``read_checkpoint`` does."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a checkpoint, found no such file.")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: expected a checkpoint, the file is empty. Use an earlier one.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(
-            f"{path}: expected a checkpoint, the file is truncated or of another kind ({error}). Use an earlier one."
-        ) from error
-    if damaged is not None:
-        raise ValueError(f"{path}: expected a whole checkpoint, {damaged} in it is damaged. Use an earlier one.")
+    require_safe(path)
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: expected tensors and plain values only; the file holds other objects, whose loading could run "
-            "code. Nothing was executed. Do not use this file unless you wrote it."
-        ) from error
-    except (RuntimeError, EOFError, KeyError, AttributeError, IndexError, TypeError, ValueError) as error:
+    except Exception as error:  # of whatever kind: the file need not be what it seems
         raise ValueError(
             f"{path}: expected a checkpoint, the file is damaged or of another kind ({type(error).__name__}: {error})."
         ) from error
@@ -120,7 +118,7 @@ def last_checkpoint(place: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]
     Raises:
         ValueError: there are files, but none can be used.
     """
-    place = Path(place)
+    place = Path(place).expanduser()
     if place.is_file():
         return place, read_checkpoint(place)
     failures = []
@@ -140,26 +138,12 @@ def last_checkpoint(place: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]
 
 def checkpoints(directory: Path) -> list[Path]:
     """Return the checkpoints of a directory but ``best.pt``, the oldest first."""
-    return sorted((path for path in directory.glob("step-*.pt") if _NAME.fullmatch(path.name)), key=step_of)
+    return sorted(
+        (path for path in directory.glob("step-*.pt") if _NAME.fullmatch(path.name) and path.is_file()), key=step_of
+    )
 
 
 def step_of(path: Path) -> int:
     """Return the number of steps in the name of a checkpoint; -1 where it has none."""
     found = _NAME.fullmatch(path.name)
     return int(found[1]) if found else -1
-
-
-def _require_plain(value: Any, where: str) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, _PLAIN):
-                raise TypeError(f"{where}: expected plain keys, got {key!r}. Save names in place of objects.")
-            _require_plain(item, f"{where}[{key!r}]")
-    elif isinstance(value, (list, tuple)):
-        for position, item in enumerate(value):
-            _require_plain(item, f"{where}[{position}]")
-    elif not isinstance(value, (Tensor, *_PLAIN)):
-        raise TypeError(
-            f"{where}: expected tensors and plain values, got {type(value).__name__}, which a safe reader refuses. "
-            "Leave it out, or save it as tensors and numbers."
-        )

@@ -9,11 +9,21 @@ from torch import Tensor
 
 from .optimizer_state import torch_optimizers
 
-__all__ = ["multiply_learning_rates", "param_groups", "schedulers", "set_learning_rates"]
+__all__ = [
+    "multiply_learning_rates",
+    "param_groups",
+    "plans_of",
+    "require_long_enough",
+    "schedulers",
+    "set_learning_rates",
+    "set_plans",
+]
 
 # Where torch's optimizers and schedulers keep learning rates: each is a number, or a list with one for each group.
 _OF_A_GROUP = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 _OF_A_SCHEDULER = ("base_lrs", "_last_lr", "max_lrs", "min_lrs", "default_min_lr", "eta_min")
+# Where torch's schedulers keep for how many steps they are made.
+_LENGTHS = ("total_steps", "_schedule_phases", "T_max", "total_iters", "step_size", "milestones", "_milestones")
 
 
 def param_groups(optim: Any) -> Iterator[dict[str, Any]]:
@@ -51,6 +61,37 @@ def multiply_learning_rates(optim: Any, factor: float) -> None:
                 setattr(scheduler, name, [rate * factor for rate in rates])
             elif rates is not None:
                 setattr(scheduler, name, rates * factor)
+
+
+def plans_of(optim: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """Return each scheduler with the lengths that it was made with."""
+    return [
+        (scheduler, {name: getattr(scheduler, name) for name in _LENGTHS if hasattr(scheduler, name)})
+        for scheduler in schedulers(optim)
+    ]
+
+
+def set_plans(plans: list[tuple[Any, dict[str, Any]]]) -> None:
+    """Set the lengths that ``plans_of`` returned."""
+    for scheduler, lengths in plans:
+        for name, length in lengths.items():
+            setattr(scheduler, name, length)
+
+
+def require_long_enough(optim: Any, steps: int) -> None:
+    """Refuse a one-cycle schedule that ends before the run does, which torch says only when it has ended.
+
+    Args:
+        optim: the optimizer. Of interest is a scheduler that it steps by itself, after each step.
+        steps: number of steps that the run still has.
+    """
+    for scheduler in _nested(getattr(optim, "scheduler", None)):
+        total = getattr(scheduler, "total_steps", None)
+        if total is not None and scheduler.last_epoch + steps > total:
+            raise ValueError(
+                f"epochs: expected at most the {total} steps that {type(scheduler).__name__} was made for, got "
+                f"{scheduler.last_epoch + steps}. Give it total_steps={scheduler.last_epoch + steps}, or lower epochs."
+            )
 
 
 def _nested(scheduler: Any) -> Iterator[Any]:

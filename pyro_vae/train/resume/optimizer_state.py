@@ -7,6 +7,9 @@ from typing import Any
 from pyro.optim import PyroOptim
 from torch import Tensor
 
+from ...infer import FusedOptim
+from ..parameters import copied
+
 __all__ = ["get_state", "one_each", "prepare", "set_state", "torch_optimizers"]
 
 
@@ -22,13 +25,14 @@ def prepare(optim: Any, parameters: dict[str, Tensor]) -> None:
             optim.grad_clip[parameter] = optim._get_grad_clip(parameter)
             waiting = optim._state_waiting_to_be_consumed.pop(name, None)
             if waiting is not None:
-                set_state(optim, {name: waiting}, {name: parameter})
+                _set(optim, parameter, waiting)
 
 
 def get_state(optim: Any, parameters: dict[str, Tensor]) -> dict[str, Any]:
-    """Return the state of the optimizer and of its schedulers, by the parameters' names."""
+    """Return a copy of the state of the optimizer and of its schedulers, by the parameters' names."""
     if not one_each(optim):
-        return dict(optim.get_state())
+        is_copy = type(optim).get_state is FusedOptim.get_state
+        return optim.get_state() if is_copy else copied(optim.get_state())
     state = {}
     for name, parameter in parameters.items():
         if parameter in optim.optim_objs:
@@ -36,7 +40,7 @@ def get_state(optim: Any, parameters: dict[str, Tensor]) -> dict[str, Any]:
             state[name] = {"optimizer": _innermost(torch_optimizer).state_dict()}
             if torch_optimizer is not _innermost(torch_optimizer):
                 state[name]["scheduler"] = torch_optimizer.state_dict()
-    return state
+    return copied({**optim._state_waiting_to_be_consumed, **state})
 
 
 def set_state(optim: Any, state: dict[str, Any], parameters: dict[str, Tensor]) -> None:
@@ -45,17 +49,12 @@ def set_state(optim: Any, state: dict[str, Any], parameters: dict[str, Tensor]) 
         optim.set_state(state)
         return
     prepare(optim, parameters)
+    optim._state_waiting_to_be_consumed = {name: own for name, own in state.items() if name not in parameters}
     for name, parameter in parameters.items():
-        torch_optimizer = optim.optim_objs[parameter]
-        saved = state.get(name)
-        if saved is None:
-            # The state was taken before this parameter's first step.
+        if name in state:
+            _set(optim, parameter, state[name])
+        else:  # the state was taken before this parameter's first step
             optim.optim_objs[parameter] = optim._get_optim(parameter)
-            continue
-        own = saved if "param_groups" in saved else saved["optimizer"]
-        _innermost(torch_optimizer).load_state_dict(own)
-        if torch_optimizer is not _innermost(torch_optimizer):
-            torch_optimizer.load_state_dict(saved["scheduler"])
 
 
 def torch_optimizers(optim: Any) -> list[Any]:
@@ -66,6 +65,13 @@ def torch_optimizers(optim: Any) -> list[Any]:
 def one_each(optim: Any) -> bool:
     """Return whether this is Pyro's own class, which has a torch optimizer for each parameter."""
     return isinstance(optim, PyroOptim) and type(optim).get_state is PyroOptim.get_state
+
+
+def _set(optim: Any, parameter: Tensor, state: dict[str, Any]) -> None:
+    torch_optimizer = optim.optim_objs[parameter]
+    _innermost(torch_optimizer).load_state_dict(state if "param_groups" in state else state["optimizer"])
+    if torch_optimizer is not _innermost(torch_optimizer):
+        torch_optimizer.load_state_dict(state["scheduler"])
 
 
 def _innermost(torch_optimizer: Any) -> Any:

@@ -18,7 +18,7 @@ def test_checkpoints_kept(tmp_path: Path) -> None:
     m = make()
     figures = [1.0, 5.0, 2.0]
     train([Figures(figures), Checkpoint(tmp_path, every=0, keep=2)], m=m, validation=[images()])
-    assert sorted(os.listdir(tmp_path)) == ["best.pt", "step-0000000011.pt", "step-0000000012.pt"]
+    assert sorted(os.listdir(tmp_path)) == [".lock", "best.pt", "step-0000000011.pt", "step-0000000012.pt"]
     best = read_checkpoint(tmp_path / "best.pt")
     assert (best["epoch"], best["step"]) == (2, 8)
     assert read_checkpoint(tmp_path / "step-0000000012.pt")["epoch"] == 3
@@ -55,7 +55,7 @@ def test_a_new_run_refuses_the_directory_of_another(tmp_path: Path) -> None:
 def test_leftovers_of_a_killed_write_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".step-0000000001.pt.123.tmp").write_bytes(b"half")
     train([Checkpoint(tmp_path)])
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 @pytest.mark.parametrize("on_error", ["continue", "raise"])

@@ -10,13 +10,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import PROGRAMS, SmallVAE, binary
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.infer import Adam, CaptureError, CaptureWarning, CompiledSVI
+from tests.helpers.programs import PROGRAMS, SmallVAE, binary
 
 
 def graph_svi(model: Any, guide: Any, **options: Any) -> CompiledSVI:
@@ -52,7 +52,7 @@ def test_compiled_training_ends_where_pyros_ends(precision: Any) -> None:
     want = train(SVI(vae.model, vae.guide, Adam({"lr": 0.01}, **schedule), Trace_ELBO()), batches)
     pyro.clear_param_store()
     optim = Adam({"lr": 0.01}, **schedule)
-    svi = CompiledSVI(other.model, other.guide, optim, Trace_ELBO(), precision=precision)
+    svi = CompiledSVI(other.model, other.guide, optim, Trace_ELBO(), precision=precision, compile_after=1)
     got = train(svi, batches)
     tolerance = 1e-4 if precision == "float32" else 3e-2
     assert torch.allclose(torch.tensor(got), torch.tensor(want), rtol=tolerance)
@@ -79,7 +79,7 @@ def test_every_program_trains_compiled_as_uncompiled(name: str) -> None:
     for compile in (False, True):
         pyro.clear_param_store()
         pyro.set_rng_seed(1)
-        svi = CompiledSVI(*program.make(), Adam(options), program.loss(), compile=compile)
+        svi = CompiledSVI(*program.make(), Adam(options), program.loss(), compile=compile, compile_after=1)
         losses = [svi.step(*program.args, **program.kwargs) for _ in range(5)]
         ends.append((losses, [v.detach().clone() for v in pyro.get_param_store().values()]))
     assert torch.allclose(torch.tensor(ends[0][0]), torch.tensor(ends[1][0]), rtol=1e-4, atol=1e-5)
@@ -319,7 +319,7 @@ def test_handlers_around_a_step_are_heeded() -> None:
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_step_with_several_inputs_compiles_at_the_first_try(precision: Any, caplog: pytest.LogCaptureFixture) -> None:
     vae = SmallVAE()
-    svi = CompiledSVI(vae.model, vae.guide, Adam({"lr": 0.01}), Trace_ELBO(), precision=precision)
+    svi = CompiledSVI(vae.model, vae.guide, Adam({"lr": 0.01}), Trace_ELBO(), precision=precision, compile_after=1)
     with caplog.at_level(logging.DEBUG, logger="pyro_vae.infer"):
         train(svi, [binary()] * 3, beta=torch.tensor(0.5))
     ours = [record.levelname for record in caplog.records if record.name.startswith("pyro_vae")]
@@ -345,7 +345,7 @@ def test_what_was_compiled_before_is_not_compiled_again(
             pv.BernoulliLikelihood(pv.MLP(3, 90, hidden_dims=(128, 128))),
             pv.DiagonalNormalPosterior(pv.MLP(90, 6, hidden_dims=(128, 128))),
         )
-        svi = CompiledSVI(vae.model, vae.guide, Adam({"lr": 0.01}), Trace_ELBO(), precision=precision)
+        svi = CompiledSVI(vae.model, vae.guide, Adam({"lr": 0.01}), Trace_ELBO(), precision=precision, compile_after=1)
         losses.append(train(svi, [x] * 4))
         found.append((counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_cache_hit"]))
     assert found == [(1, 0), (0, 1)]
@@ -355,14 +355,16 @@ def test_what_was_compiled_before_is_not_compiled_again(
 @pytest.mark.slow
 def test_without_a_compiler_the_graph_runs_uncompiled_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch._inductor
+    from torch._inductor import compile_fx
 
     def broken(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("InvalidCxxCompiler: no working C++ compiler found")
 
     monkeypatch.setattr(torch._inductor, "compile", broken)
+    monkeypatch.setattr(compile_fx, "compile_fx_inner", broken)
     monkeypatch.setattr("pyro_vae.infer.compiled.backend._said", set())
     vae = SmallVAE()
-    svi = CompiledSVI(vae.model, vae.guide, Adam({"lr": 0.01}), Trace_ELBO())
+    svi = CompiledSVI(vae.model, vae.guide, Adam({"lr": 0.01}), Trace_ELBO(), compile_after=1)
     with pytest.warns(UserWarning, match="runs uncompiled") as seen:
         train(svi, [binary(n) for n in (5, 5, 5, 4, 4, 4)])
     assert len(seen) == 1

@@ -6,11 +6,11 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from programs import SmallVAE, binary
 from pyro.infer import SVI, Trace_ELBO
 from torch.optim.lr_scheduler import ExponentialLR
 
 from pyro_vae.infer import CompiledSVI, FusedOptim
+from tests.helpers.programs import SmallVAE, binary
 
 OPTIONS = {
     "plain": (torch.optim.Adam, {}, {}),
@@ -60,7 +60,7 @@ def test_the_schedule_counts_steps_that_are_skipped_too(name: str, compile: Any)
     pyro.set_rng_seed(0)
     pyro.clear_param_store()
     vae = SmallVAE()
-    svi = CompiledSVI(vae.model, vae.guide, optimiser(name), Trace_ELBO(), compile=compile)
+    svi = CompiledSVI(vae.model, vae.guide, optimiser(name), Trace_ELBO(), compile=compile, compile_after=1)
     train(svi, 4)
     before = copy.deepcopy(vae.state_dict())
     bad = binary()

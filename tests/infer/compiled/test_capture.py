@@ -5,10 +5,10 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from programs import PROGRAMS
 from pyro.infer import SVI
 
 from pyro_vae.infer import Adam, CompiledSVI
+from tests.helpers.programs import PROGRAMS
 
 
 def gradients(name: str, svi_class: Any, calls: int, **options: Any) -> tuple[Any, dict[str, torch.Tensor]]:

@@ -1,0 +1,39 @@
+"""The torch optimizer inside: made fused where it can be, and its state as plain values."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["make_fused", "plain_state"]
+
+_PLAIN = (bool, int, float, str, type(None), Tensor)
+
+
+def make_fused(make: Any, groups: list[dict[str, Any]]) -> Optimizer:
+    """Return the torch optimizer, fused where its class and these options allow it."""
+    chosen = {"fused", "foreach", "capturable", "differentiable"} & set(groups[0])
+    if "fused" in inspect.signature(make).parameters and not chosen:
+        try:
+            return make(groups, fused=True)
+        except (RuntimeError, ValueError):  # this device or dtype has no fused kernel
+            pass
+    return make(groups)
+
+
+def plain_state(value: Any) -> Any:
+    """Return ``value`` without what ``torch.load(weights_only=True)`` refuses, such as a scheduler's functions."""
+    if type(value) is dict:
+        return {k: plain_state(v) for k, v in value.items() if _is_plain(v)}
+    if type(value) in (list, tuple):
+        return type(value)(plain_state(v) for v in value)
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) in (list, tuple):
+        return all(_is_plain(v) for v in value)
+    return type(value) is dict or isinstance(value, _PLAIN)
