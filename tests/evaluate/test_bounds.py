@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import sys
@@ -15,6 +16,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.evaluate import captured as captured_module
+from pyro_vae.infer import CaptureError
 
 BOUNDS = sys.modules["pyro_vae.evaluate.bounds"]  # the package's `bounds` is the function
 
@@ -393,6 +395,31 @@ def test_a_graph_that_differs_from_pyro_is_not_used(always_captured):
     x = torch.linspace(-3, 3, 23)
     pv.bounds(Counts(), linear_guide, x, num_particles=5, max_bytes=1_000)
     assert always_captured == {"captured": 0, "by Pyro": 1}
+
+
+@pytest.mark.parametrize("fault", ["none", "a rounding error", "a few draws", "one datum", "not a number"])
+def test_a_graph_is_compared_with_pyro_on_the_same_draws(fault):
+    chunk = [torch.linspace(-3, 3, 20)]
+
+    def by_pyro(tensors):
+        return torch.randn(100, 20) - 300.0 + tensors[0]
+
+    def run(tensors):
+        log_w = by_pyro(tensors)
+        if fault == "a rounding error":
+            return log_w + 1e-4
+        if fault == "a few draws":
+            log_w[:10, 3] += 5.0
+        if fault == "one datum":
+            log_w[:, 3] += 5.0
+        if fault == "not a number":
+            log_w[:, 3] = math.nan
+        return log_w
+
+    before = torch.get_rng_state()
+    with pytest.raises(CaptureError) if fault in ("one datum", "not a number") else contextlib.nullcontext():
+        captured_module._compare(run, by_pyro, chunk, 1e-4)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_pass_that_is_not_finite_is_computed_by_pyro(always_captured, monkeypatch, linear_gaussian):

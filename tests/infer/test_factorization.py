@@ -502,9 +502,17 @@ def test_an_autoguide_with_a_density_is_taken() -> None:
 
 
 def test_a_new_autoguide_gets_parameters_of_one_particle() -> None:
-    guide = AutoNormal(automatic)
-    assert trace_log_weights(automatic, guide, (X,), num_particles=6).shape == (6, 5)
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("views", x.shape[1]):
+                u = pyro.sample("u", dist.Normal(z, 1.0))
+                pyro.sample("x", dist.Normal(u, 1.0), obs=x.T)
+
+    guide = AutoNormal(model)
+    assert trace_log_weights(model, guide, (X,), num_particles=6).shape == (6, 5)
     assert guide.locs.z.shape == (5,)
+    assert guide.locs.u.shape == (T, 5)
 
 
 def test_a_point_mass_on_a_discrete_variable_has_a_probability() -> None:
