@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro.poutine as poutine
+import torch
 from torch import Tensor
 
 from .._checks import require_positive_number
@@ -19,8 +21,9 @@ def latent_scale(beta: float | Tensor) -> Any:
     and the annealing of beta.
 
     Args:
-        beta: a number above 0. A 0-dim tensor is not looked at, only its shape: under ``CompiledSVI`` it may change
-            from step to step without a new capture.
+        beta: a number above 0. Of a 0-dim tensor only the shape is looked at: under ``CompiledSVI`` it may change
+            from step to step without a new capture. Where its value is not above 0, the scale is NaN: Pyro's validation
+            refuses it, and ``CompiledSVI`` warns of a loss of NaN and does not apply the step.
 
     Returns:
         ``pyro.poutine.scale``.
@@ -43,7 +46,7 @@ def latent_scale(beta: float | Tensor) -> Any:
     if isinstance(beta, Tensor):
         if beta.ndim:
             raise ValueError(f"beta: expected a number or a 0-dim tensor, got shape {tuple(beta.shape)}.")
-        return poutine.scale(scale=beta)
+        return poutine.scale(scale=torch.where(beta > 0, beta, math.nan))
     try:
         return poutine.scale(scale=require_positive_number("beta", beta))
     except ValueError as error:

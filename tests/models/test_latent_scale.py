@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
 
 import pyro_vae as pv
 
@@ -43,3 +45,23 @@ def test_what_is_no_positive_number_is_refused(make_vae, binary_data):
                 function(binary_data, beta=beta)
     with pytest.raises(ValueError, match=r"beta: expected a number or a 0-dim tensor, got shape \(4,\)"):
         vae.model(torch.zeros(4, 6), beta=torch.ones(4))
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, math.nan])
+def test_a_tensor_that_is_not_above_zero_stops_the_step(wrong, make_vae, binary_data):
+    """Pyro's validation refuses it; a captured graph, in which validation is off, must not train on it."""
+    vae, beta = make_vae(), torch.tensor(wrong)
+    with pytest.raises(ValueError, match="Expected scale > 0"):
+        SVI(vae.model, vae.guide, pv.Adam({"lr": 1e-2}), Trace_ELBO()).step(binary_data, beta=beta)
+    options = {"compile": "graph", "check_steps": 0}
+    svi = pv.CompiledSVI(vae.model, vae.guide, pv.Adam({"lr": 1e-2}), Trace_ELBO(), **options)
+    for _ in range(3):
+        svi.step(binary_data, beta=torch.tensor(0.5))
+    assert svi.captures == 1
+    before = copy.deepcopy(vae.state_dict())
+    with pytest.warns(UserWarning, match=r"not finite .*the step was not applied"):
+        assert math.isnan(svi.step(binary_data, beta=beta))
+    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+    assert math.isfinite(svi.step(binary_data, beta=torch.tensor(1.0)))
+    assert svi.captures == 1
+    assert any(not torch.equal(value, before[name]) for name, value in vae.state_dict().items())
