@@ -169,6 +169,11 @@ class Loop:
         """Validate, and write the epoch's row of the history."""
         run = self.run
         self._require_finite()
+        if run.meter.rows == 0:
+            raise ValueError(
+                f"train: expected data in every epoch, got 0 in all batches of epoch {run.epoch + 1}. Give batches that "
+                "hold data; where rows= counts them, it must return the number of data in a batch."
+            )
         require_same(run.parameters)
         same_start({}, run.modules)  # buffers, such as running averages: all take the first process's
         row: dict[str, float] = {"epoch": run.epoch + 1, "train_elbo": run.meter.elbo}

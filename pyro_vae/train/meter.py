@@ -93,6 +93,11 @@ class Meter:
         return -self._loss / self._rows if self._rows else math.nan
 
     @property
+    def rows(self) -> int:
+        """Number of data in the batches of the epoch so far."""
+        return self._rows
+
+    @property
     def seconds(self) -> float:
         """Seconds that the epoch took so far."""
         return self._seconds + time.perf_counter() - self._started

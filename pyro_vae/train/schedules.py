@@ -66,7 +66,12 @@ def cyclical(period: float, *, rise: float = 0.5, start: float = 0.0, end: float
         raise ValueError(f"rise: expected a number in (0, 1], got {rise!r}.")
     # A whole number of periods is the end of a cycle, not the beginning of the next.
     line = linear_warmup(rise * period, start=start, end=end)
-    return lambda t: line(t % period or period)
+
+    def value(t: float) -> float:
+        time = t % period
+        return line(time if time > 1e-9 * period else period)  # rounding leaves a little more than a whole number
+
+    return value
 
 
 def one_cycle(epochs: float, *, warmup: float = 0.3, start: float = 1 / 25, end: float = 1e-5) -> Schedule:

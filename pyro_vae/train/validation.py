@@ -31,10 +31,10 @@ def validation_elbo(run: Run, stepper: Stepper, feed: Feed, arguments: Arguments
         arguments: makes the arguments of model and guide from a batch.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: there is no batch, or no data in any of them.
         StopRequested: a process is asked to stop.
     """
-    loss, count = 0.0, 0
+    loss, count, batches = 0.0, 0, 0
     at = SimpleNamespace(position="batch 1")
     with (
         evaluating(run.modules),
@@ -49,12 +49,18 @@ def validation_elbo(run: Run, stepper: Stepper, feed: Feed, arguments: Arguments
                 kwargs, weight = arguments.for_validation(rows)
                 loss += stepper.evaluate_loss(args, kwargs) * weight
             count += rows
+            batches = number
             at.position = f"batch {number + 1}"  # of which fetching may fail
             if feed.stop_requested:
                 break
-    loss, count, stops = map(sum, zip(*gather((loss, count, feed.stop_requested)), strict=True))
+    loss, count, batches, stops = map(sum, zip(*gather((loss, count, batches, feed.stop_requested)), strict=True))
     if stops:
         raise StopRequested
+    if batches and count == 0:
+        raise ValueError(
+            "validation: expected data, got 0 in all batches. Give batches that hold data; where rows= counts them, it "
+            "must return the number of data in a batch."
+        )
     if count == 0:
         raise ValueError(
             "validation: expected at least one batch, got none. Give an iterable that can be iterated again."

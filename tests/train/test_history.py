@@ -124,6 +124,16 @@ def test_a_plot_without_finite_figures_says_so(rows: list[dict[str, float]], tit
     assert limits is None or axes.get_ylim() == pytest.approx(limits, abs=0.01)
 
 
+def test_a_whole_number_of_periods_is_the_end_of_a_cycle() -> None:
+    for period in (0.1, 0.3, 0.7, 1 / 3, 3.0):
+        beta = cyclical(period)
+        # A sum of steps, and a product, differ from a whole number of periods by rounding, to either side.
+        ends = [k * period for k in range(1, 200)] + [math.fsum([period] * k) for k in range(1, 200)]
+        assert [beta(end) for end in ends] == [1.0] * len(ends), period
+        assert beta(20.25 * period) == pytest.approx(0.5)
+    assert cyclical(0.3)(0.9) == 1.0
+
+
 def test_schedules() -> None:
     assert [linear_warmup(4)(t) for t in (1, 2, 4, 9)] == [0.25, 0.5, 1.0, 1.0]
     assert linear_warmup(0)(0.1) == 1.0

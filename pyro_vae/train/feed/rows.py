@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import numpy as np
+import torch
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
@@ -46,10 +49,7 @@ class Rows:
             ValueError: the user's function returns no number of data.
         """
         if self._count is not None:
-            rows = self._count(*args)
-            if not isinstance(rows, (int, Tensor)) or rows < 0:
-                raise ValueError(f"rows: expected a function that returns a number of data, got {rows!r} from it.")
-            return int(rows)
+            return _require_number(self._count(*args))
         known = self._known.get(_shape(args, _DEPTH))
         if known is not None:
             return known
@@ -102,8 +102,37 @@ def data_in(model_trace: Trace) -> int | None:
     return sum(size for name, size in outer.items() if name not in inner) or next(iter(outer.values()), None)
 
 
+def _require_number(rows: Any) -> int:
+    """Return what the user's function returned as an integer, whatever type of integer it is."""
+    try:
+        number = -1 if isinstance(rows, bool) or _is_boolean(rows) else operator.index(rows)
+    except (TypeError, ValueError):
+        number = -1
+    if number < 0:
+        raise ValueError(
+            f"rows: expected a function that returns a number of data, got {rows!r} from it. "
+            "Return an integer of at least 0, e.g. len(x)."
+        )
+    return number
+
+
+def _is_boolean(value: Any) -> bool:
+    return getattr(value, "dtype", None) in (torch.bool, np.dtype(bool))
+
+
+def _is_integer(value: Any) -> bool:
+    """Whether this is one integer (or truth value) of torch or numpy."""
+    if getattr(value, "shape", None) != ():
+        return False
+    if isinstance(value, Tensor):
+        return not (value.is_floating_point() or value.is_complex())
+    return isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biu"
+
+
 def _shape(value: Any, depth: int) -> Any:
-    """What the number of data of a batch may depend on: shapes, lengths and whole numbers, but no other value."""
+    """What the number of data of a batch may depend on: shapes, lengths and integers, but no other value."""
+    if _is_integer(value):
+        return (type(value), int(value))
     if isinstance(value, Tensor):
         return value.shape
     kind = type(value)

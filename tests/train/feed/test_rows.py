@@ -136,6 +136,44 @@ def test_size_and_a_dictionary() -> None:
     assert figures(model, [{"x": X}], size=100) == pytest.approx((PER_DATUM,) * 2, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", [int, np.int64, np.array, torch.tensor], ids=["int", "numpy", "array", "tensor"])
+def test_a_count_among_the_arguments_counts_whatever_its_type(kind: Any) -> None:
+    def model(x: Tensor, n: Any) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", int(n)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x[: int(n)])
+
+    batches = [(X[:8], kind(8)), (X[8:16], kind(2))]
+    expected = dist.Normal(0.0, 1.0).log_prob(X[:10]).mean().item()
+    assert figures(model, batches) == pytest.approx((expected,) * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [np.int64(1), np.array(2), torch.tensor(3)])
+def test_rows_may_return_an_integer_of_any_type(number: Any) -> None:
+    assert figures(without_plate, [X], rows=lambda x: number) == pytest.approx(
+        (100 / int(number) * PER_DATUM,) * 2, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("number", [True, np.True_, torch.tensor(True), 2.0, torch.tensor(2.0), -1, None, "3"])
+def test_rows_refuses_what_is_no_number_of_data(number: Any) -> None:
+    with pytest.raises(ValueError, match=r"rows: expected a function that returns a number of data"):
+        figures(without_plate, [X], rows=lambda x: number)
+
+
+def test_an_epoch_without_data_is_an_error() -> None:
+    with pytest.raises(
+        ValueError, match=r"train: expected data in every epoch, got 0 in all batches of epoch 1.*rows="
+    ):
+        figures(without_plate, [X, X], rows=lambda x: 0)
+    calls = iter([5, 0])  # the training batch, then the validation batch
+    with pytest.raises(ValueError, match=r"validation: expected data, got 0 in all batches.*rows="):
+        figures(without_plate, [X], rows=lambda x: next(calls))
+    mixed = [X[:10], X[10:]]
+    total = dist.Normal(0.0, 1.0).log_prob(X).sum().item()
+    assert figures(without_plate, mixed, rows=lambda x: 0 if len(x) == 10 else 5)[0] == pytest.approx(total / 5)
+
+
 def test_model_and_guide_run_once_for_each_shape() -> None:
     m = make()
     model, calls = m.svi.model, []
