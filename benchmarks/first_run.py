@@ -174,16 +174,9 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
                 for name, checkout in checkouts.items():
                     # What a cold run leaves is what the warm one after it finds.
                     folder = Path(kept, f"{name}{repeat}")
-<<<<<<< HEAD
                     seconds = measured(checkout, folder, arguments)
                     results.setdefault(f"{name} {state}", []).append(seconds)
                     print(f"{repeat + 1}/{options.repeats} {name} {state}: {seconds['total']:.1f} s")
-=======
-                    results.setdefault(f"{name} {state}", []).append(measured(checkout, folder, arguments))
-                    print(
-                        f"{repeat + 1}/{options.repeats} {name} {state}: {results[f'{name} {state}'][-1]['total']:.1f} s"
-                    )
->>>>>>> refs/heads/train
             (options.output_dir / "first_run.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(table(results))
     return results
