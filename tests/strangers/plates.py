@@ -126,6 +126,20 @@ def a_plate_as_a_loop_with_local_variables() -> Setup:
     return Setup(model, guide, fresh(4), TraceGraph_ELBO())
 
 
+@program(CAPTURED)
+def plates_as_nested_loops() -> Setup:
+    """A loop over one plate inside a loop over another, the inner plate made once"""
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        rows, columns = pyro.plate("rows", x.shape[0]), pyro.plate("columns", x.shape[1])
+        for i in rows:
+            for j in columns:
+                pyro.sample(f"x_{i}_{j}", dist.Normal(z, 1.0), obs=x[i, j])
+
+    return Setup(model, normal_guide, fresh(2, 3))
+
+
 @program(LEFT, says="for i in pyro.plate")
 def a_subsampled_plate_as_a_loop() -> Setup:
     """`for i in pyro.plate(...)` over a random subsample"""

@@ -12,6 +12,7 @@ import functools
 import os
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -511,6 +512,18 @@ def options_in_a_named_tuple() -> Setup:
 
     options, cfg = collections.namedtuple("Options", "beta")(0.5), Cfg()
     return Setup(lambda x: observe(x, options.beta * cfg.beta + cfg.half), guide, fresh(5))
+
+
+@program(CAPTURED)
+def filters_of_warnings() -> Setup:
+    """`warnings.catch_warnings()` and `warnings.simplefilter` inside the model"""
+
+    def model(x: Tensor) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            observe(x, 1.0)
+
+    return changing(model, lambda: warnings.filterwarnings("ignore", message="nobody says this"))
 
 
 @program(CAPTURED)
