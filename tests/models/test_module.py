@@ -309,7 +309,7 @@ def test_swapped_parts_leave_nothing_behind(step, binary_data):
     """Posterior and likelihood swapped by mistake: the same parameters stand under two names."""
     parts = small_vae(elements=6)
     swapped = pv.VAE(parts.prior, parts.posterior, parts.likelihood)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="expected"):
         trainer(swapped).step(binary_data)
     right = pv.VAE(parts.prior, parts.likelihood, parts.posterior)
     before = copy.deepcopy(right.state_dict())
@@ -330,6 +330,6 @@ def test_a_vae_of_the_parts_of_another_trains_by_turns_with_it(step, binary_data
         step(vae, binary_data)
         assert all(not torch.equal(value, before[name]) for name, value in vae.state_dict().items())
         require_consistent_store()
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="expected"):
             trainer(swapped).step(binary_data)
         step(small_vae(name=vae.name), binary_data)
