@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._checks import require_float, require_tensor
+from ._checks import as_int, require_float, require_tensor
 
 __all__ = ["Conditional"]
 
@@ -21,16 +21,18 @@ class Conditional(nn.Module):
 
     Args:
         part: a likelihood or posterior over vectors; the input of its network has F + C elements, where F is the
-            number of elements of z or x and C that of everything given.
+            number of elements of z or x and C that of the tensors joined.
+        given: the positions, among what is given with the data, of the tensors to join; None joins all. With labels
+            first and exposures second, ``given=(0,)`` joins the labels. ``part`` gets everything given in any case.
 
     Returns:
-        ``forward(input, *given)`` joins ``input`` ``(*, F)`` with each tensor given ``(B, C_i)`` along the last
-        dimension and returns what ``part`` returns.
+        ``forward(input, *given)`` joins ``input`` ``(*, F)`` with tensors given ``(B, C_i)`` along the last dimension
+        and returns what ``part`` returns.
 
     Raises:
-        TypeError: a tensor given is not a float tensor of the dtype of ``input``.
-        ValueError: a tensor given has fewer than two dimensions, such as class numbers ``(B,)``, or its rows do not
-            belong to those of ``input``.
+        TypeError: a tensor to join is not a float tensor of the dtype of ``input``.
+        ValueError: nothing to join is given; a tensor to join has fewer than two dimensions, such as class numbers
+            ``(B,)``, or its rows do not belong to those of ``input``; ``given`` is not a sequence of positions.
 
     Example:
         >>> import pyro_vae as pv
@@ -47,34 +49,68 @@ class Conditional(nn.Module):
         Sohn, Lee and Yan (2015), Learning structured output representation using deep conditional generative models.
     """
 
-    def __init__(self, part: Callable[..., Any]) -> None:
+    def __init__(self, part: Callable[..., Any], *, given: Sequence[int] | None = None) -> None:
         super().__init__()
         if not callable(part) or isinstance(part, type):
             raise TypeError(f"part: expected a likelihood or posterior, got {part!r}.")
         self.part: Any = part
+        self.given = _require_positions(given)
         if hasattr(part, "event_shape"):
             self.event_shape = part.event_shape
 
-    def initialize_output_bias(self, x: Tensor) -> None:
-        """Set the output bias of the likelihood inside."""
-        self.part.initialize_output_bias(x)
+    def initialize_output_bias(self, x: Tensor, *given: Any) -> None:
+        """Set the output bias of the likelihood inside; pass what is given to a likelihood with exposures."""
+        self.part.initialize_output_bias(x, *given)
 
     def forward(self, input: Tensor, *given: Any) -> Any:
         """Return the distribution of ``part`` at the joined input."""
         require_tensor("input", input)
+        positions = range(max(len(given), 1)) if self.given is None else self.given
         joined = [input]
-        for i, value in enumerate(given):
-            require_float(f"given[{i}]", value, input.dtype)
-            if value.ndim < 2:
+        for i in positions:
+            if i >= len(given):
+                got = {0: "nothing", 1: "1 value"}.get(len(given), f"{len(given)} values")
                 raise ValueError(
-                    f"given[{i}]: expected shape (B, C), got {tuple(value.shape)}. Encode classes "
-                    "(torch.nn.functional.one_hot(y, num_classes).float()), and write numbers as y[:, None]."
+                    f"given[{i}]: expected what Conditional joins with its input (labels, for instance), got {got}. "
+                    "Pass it after x: svi.step(x, y), validation=[(x, y)], vae.sample(n, y)."
                 )
-            try:
-                joined.append(value.expand(*input.shape[:-1], value.shape[-1]))
-            except RuntimeError:
-                raise ValueError(
-                    f"given[{i}]: expected rows that broadcast to {tuple(input.shape[:-1])}, the leading dimensions of "
-                    f"the input, got shape {tuple(value.shape)}. Give as many rows as there are data."
-                ) from None
+            joined.append(_columns(f"given[{i}]", given[i], input))
         return self.part(torch.cat(joined, -1), *given)
+
+
+def _columns(name: str, value: Any, input: Tensor) -> Tensor:
+    """Return what is given, ``(B, C)``, with the leading dimensions of ``input``."""
+    require_tensor(name, value)
+    encode = "Encode classes (torch.nn.functional.one_hot(y, num_classes).float())"
+    if value.ndim < 2:
+        raise ValueError(
+            f"{name}: expected shape (B, C), got {tuple(value.shape)}. {encode}, and write numbers as y[:, None]. "
+            "To join only some of what is given, name their positions: Conditional(part, given=(0,))."
+        )
+    if not value.is_floating_point():
+        raise TypeError(
+            f"{name}: expected floating-point values ({input.dtype}), got {value.dtype}. "
+            f"{encode}, and convert numbers: y.to({input.dtype})."
+        )
+    require_float(name, value, input.dtype)
+    try:
+        return value.expand(*input.shape[:-1], value.shape[-1])
+    except RuntimeError:
+        raise ValueError(
+            f"{name}: expected rows that broadcast to {tuple(input.shape[:-1])}, the leading dimensions of "
+            f"the input, got shape {tuple(value.shape)}. Give as many rows as there are data."
+        ) from None
+
+
+def _require_positions(given: Any) -> tuple[int, ...] | None:
+    """Return the positions as a tuple, or None; refuse what is no sequence of different integers of at least 0."""
+    if given is None:
+        return None
+    positions = [as_int(i) for i in given] if isinstance(given, Sequence) else []
+    valid = tuple(i for i in positions if i is not None and i >= 0)
+    if not valid or len(set(valid)) < len(positions):
+        raise ValueError(
+            f"given: expected different positions in what is given, each 0 or more, or None, got {given!r}. "
+            "Write given=(0,) to join the first alone."
+        )
+    return valid

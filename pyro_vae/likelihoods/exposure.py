@@ -31,7 +31,8 @@ def log_exposure(
 
     Args:
         position: the position of the exposures in ``given``; with None there are none.
-        given: what is given; the exposures are ``(B,)``, one for each datum, or ``(B, *E)``, one for each element.
+        given: what is given; the exposures are ``(B,)`` or ``(B, 1)``, one for each datum, or ``(B, *E)``, one for each
+            element.
         like: log-rates.
         event_shape: ``E``; None means a vector.
     """
@@ -45,11 +46,11 @@ def log_exposure(
     event_dim = 1 if event_shape is None else len(event_shape)
     if torch.distributions.Distribution._validate_args and not (exposure > 0).all():
         raise ValueError(f"{name}: expected exposures above 0, got {exposure.min().item():.6g}. Leave such data out.")
-    if exposure.ndim == 1:
+    if exposure.ndim > 0 and all(size == 1 for size in exposure.shape[1:]):
         exposure = exposure.reshape(-1, *(1,) * event_dim)
     elif exposure.ndim > 1 and exposure.shape[1:] != (event := like.shape[like.ndim - event_dim :]):
         raise ValueError(
-            f"{name}: expected exposures of shape (B,), or (B, *E) with E = {tuple(event)}, got "
+            f"{name}: expected exposures of shape (B,), (B, 1) or (B, *E) with E = {tuple(event)}, got "
             f"{tuple(exposure.shape)}. Give one for each datum, or one for each element."
         )
     return exposure.log()

@@ -25,7 +25,8 @@ class PoissonLikelihood(nn.Module):
     Args:
         network: any module that maps ``(*, D)`` to ``(*, *E)``, the log-rates.
         exposure: position, among what is given with the data, of the exposures :math:`e`, floats above 0 of shape
-            ``(B,)`` or ``(B, *E)``: the time, area or total count that a count belongs to. None: all are 1.
+            ``(B,)``, ``(B, 1)`` or ``(B, *E)``: the time, area or total count that a count belongs to. None: all are 1,
+            whatever is given.
         event_shape: ``E``, the shape of one datum, for instance ``(1, 28, 28)``; None means a vector, as long as the
             network's output.
 

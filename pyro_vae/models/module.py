@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import pyro
-from pyro.params.param_store import param_with_module_name
+from pyro.params.param_store import ParamStoreDict, param_with_module_name
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
@@ -28,7 +28,8 @@ def module(name: str, nn_module: ModuleT) -> ModuleT:
     Pyro's param store keeps the tensors that were first registered under a name. With ``pyro.module`` a second module
     of the same name (another instance, a deep copy) therefore never trains, and nothing says so. Here an entry of the
     store that is another tensor than the module's parameter is replaced, so that several instances can be trained, also
-    by turns. Frozen parameters (``requires_grad=False``) are not registered.
+    by turns. A parameter may stand under several names, as where two modules share a part. Frozen parameters
+    (``requires_grad=False``) are not registered.
 
     Within one run of model and guide a parameter's name belongs to one module: the step would train only one of two.
 
@@ -70,9 +71,22 @@ def module(name: str, nn_module: ModuleT) -> ModuleT:
             )
         full_name = param_with_module_name(name, parameter_name)
         if full_name in store and store[full_name] is not parameter:
-            del store[full_name]
+            _remove(store, full_name)
         pyro.param(full_name, parameter)
+        if store._params.get(full_name) is parameter:  # not where a handler replaced it
+            store._param_to_name[parameter] = full_name  # it may stand under another name too, from another module
     return nn_module
+
+
+def _remove(store: ParamStoreDict, name: str) -> None:
+    """Remove an entry of the store whose tensor may stand under other names too, which ``del store[name]`` breaks."""
+    parameter = store._params.pop(name)
+    store._constraints.pop(name)
+    if store._param_to_name.get(parameter) == name:
+        del store._param_to_name[parameter]
+        for other, value in store._params.items():
+            if value is parameter:
+                store._param_to_name[parameter] = other
 
 
 def _traces_of_this_run(name: str) -> Iterator[Trace]:

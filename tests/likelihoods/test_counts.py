@@ -52,6 +52,8 @@ def test_exposures_for_each_element_and_for_particles(kind: str) -> None:
     images = COUNTS[kind](
         nn.Sequential(nn.Linear(D, 6), nn.Unflatten(-1, (1, 2, 3))), exposure=0, event_shape=(1, 2, 3)
     )
+    torch.testing.assert_close(likelihood(z, each[:, :1]).mean, likelihood(z, each[:, 0]).mean)
+    torch.testing.assert_close(images(z, each[:, :1]).mean, images(z, each[:, 0]).mean)
     one = images(z, torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
     assert (one.batch_shape, one.event_shape) == ((4, 5), (1, 2, 3))
     torch.testing.assert_close(one.mean[:, 2], images(z, torch.ones(5)).mean[:, 2] * 3)
@@ -139,5 +141,7 @@ def test_bad_exposures_are_refused(kind: str) -> None:
         exposure[3] = value
         with pytest.raises(ValueError, match=rf"given\[1\]: expected exposures above 0, got {value:g}. Leave"):
             likelihood(z, None, exposure)
-    with pytest.raises(ValueError, match=r"given\[1\]: expected exposures of shape \(B,\), or .* with E = \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"given\[1\]: expected exposures of shape \(B,\), \(B, 1\) or .* with E = \(3,\)"
+    ):
         likelihood(z, None, torch.ones(5, 2))

@@ -274,3 +274,62 @@ def test_a_module_can_be_freed_after_a_step():
     pyro.clear_param_store()
     gc.collect()
     assert freed() is None
+
+
+# One parameter under two names ----------------------------------------------------------------------------------------
+
+
+def step_by_pyro(vae, x):
+    trainer(vae).step(x)
+
+
+def step_by_our_adam(vae, x):
+    SVI(vae.model, vae.guide, pv.Adam({"lr": 1e-2}), Trace_ELBO()).step(x)
+
+
+def step_captured(vae, x):
+    svi = pv.CompiledSVI(vae.model, vae.guide, pv.Adam({"lr": 1e-2}), Trace_ELBO(), compile="graph")
+    for _ in range(3):
+        svi.step(x)
+
+
+each_step = pytest.mark.parametrize("step", [step_by_pyro, step_by_our_adam, step_captured])
+
+
+def require_consistent_store():
+    """The private attributes of Pyro's store that ``pyro_vae.module`` mends: they belong together."""
+    store = pyro.get_param_store()
+    assert set(store._params) == set(store._constraints)
+    assert all(store._params[name] is parameter for parameter, name in store._param_to_name.items())
+    assert all(parameter in store._param_to_name for parameter in store._params.values())
+
+
+@each_step
+def test_swapped_parts_leave_nothing_behind(step, binary_data):
+    """Posterior and likelihood swapped by mistake: the same parameters stand under two names."""
+    parts = small_vae(elements=6)
+    swapped = pv.VAE(parts.prior, parts.posterior, parts.likelihood)
+    with pytest.raises(ValueError, match="expected"):
+        trainer(swapped).step(binary_data)
+    right = pv.VAE(parts.prior, parts.likelihood, parts.posterior)
+    before = copy.deepcopy(right.state_dict())
+    step(right, binary_data)
+    assert all(not torch.equal(value, before[name]) for name, value in right.state_dict().items())
+    require_consistent_store()
+    step(small_vae(), binary_data)  # and every later model
+    require_consistent_store()
+
+
+@each_step
+def test_a_vae_of_the_parts_of_another_trains_by_turns_with_it(step, binary_data):
+    first = small_vae()
+    second = pv.VAE(first.prior, first.likelihood, first.posterior, name="second")
+    swapped = pv.VAE(first.prior, first.posterior, first.likelihood)
+    for vae in (first, second, first):
+        before = copy.deepcopy(vae.state_dict())
+        step(vae, binary_data)
+        assert all(not torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+        require_consistent_store()
+        with pytest.raises(ValueError, match="expected"):
+            trainer(swapped).step(binary_data)
+        step(small_vae(name=vae.name), binary_data)
