@@ -54,9 +54,10 @@ def fit(
     """Train with any Pyro ``SVI`` on any iterable of batches.
 
     A batch that is a tensor becomes ``svi.step(batch)``; a tuple ``svi.step(*batch)``. The loss of a step is taken to
-    be minus the ELBO summed over the batch's data (or scaled up to ``size`` data where ``size`` is given), and an
-    epoch's figure is the sum over its steps divided by the number of its data. The number of data in a batch is the
-    size of the plate named ``data``, or else the sum of the plates that hold observations and sit in no other plate.
+    be minus the ELBO summed over the batch's data (or scaled up to ``size`` data where ``size`` is given, or to the
+    whole plate where a plate is subsampled), and an epoch's figure is the sum over its steps, without that scale,
+    divided by the number of its data. The number of data in a batch is the size of the plate named ``data`` (of its
+    subsample, where it has one), or else the sum of the plates that hold observations and sit in no other plate.
 
     Before the first step, and for each new shape of a batch, model and guide run once on the batch, in eval mode: so
     every parameter exists, and the number of data is known. This moves no random generator.
@@ -77,7 +78,8 @@ def fit(
         size: number of data in the whole set, handed to model and guide as ``size=`` (for global latent variables).
         transform: makes the model's arguments from a batch, e.g. ``lambda batch: batch[0]`` to drop labels.
         rows: function of the batch's arguments that returns its number of data, where the plates do not say it, or
-            where it depends on values and not on shapes alone, e.g. ``lambda x, lengths: len(lengths)``.
+            where it depends on values and not on shapes alone, e.g. ``lambda x, lengths: len(lengths)``. The loss is
+            then taken to be summed over these data (or scaled up to ``size``), whatever the plates say.
         progress: whether to show a bar with the ELBO per datum of training and validation and the time that remains.
         resume: directory (or file) of ``pyro_vae.Checkpoint`` to go on from, to the bit on a CPU; where there is no
             checkpoint yet, training starts afresh and says so. Give the same data, model and callbacks as before.

@@ -150,7 +150,7 @@ class Loop:
                 if not done.taken:
                     run.values = values
                     break
-                weight = done.rows / run.size if run.size else 1.0
+                weight = done.rows / run.size if run.size else done.factor
                 run.meter.add(done.loss, done.rows, weight, run.step, run.epoch, run.batch)
                 run.step += 1
                 run.batch += 1
@@ -171,8 +171,8 @@ class Loop:
         self._require_finite()
         if run.meter.rows == 0:
             raise ValueError(
-                f"train: expected data in every epoch, got 0 in all batches of epoch {run.epoch + 1}. Give batches that "
-                "hold data; where rows= counts them, it must return the number of data in a batch."
+                f"train: expected data in every epoch, got 0 in all batches of epoch {run.epoch + 1}. Give batches "
+                "that hold data; where rows= counts them, it must return the number of data in a batch."
             )
         require_same(run.parameters)
         same_start({}, run.modules)  # buffers, such as running averages: all take the first process's
