@@ -40,7 +40,7 @@ def validation_elbo(run: Run, stepper: Stepper, feed: Feed, arguments: Arguments
         evaluating(run.modules),
         preserved(feed.generators),
         same_noise(rank()),
-        naming_the_batch("validation", at),
+        naming_the_batch("validation", at, feed.batches),
     ):
         for number, batch in enumerate(feed.epoch(0), 1):
             args = arguments.positional(batch)
