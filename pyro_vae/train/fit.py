@@ -83,7 +83,8 @@ def fit(
             then taken to be summed over these data (or scaled up to ``size``), whatever the plates say.
         progress: whether to show a bar with the ELBO per datum of training and validation and the time that remains.
         resume: directory (or file) of ``pyro_vae.Checkpoint`` to go on from, to the bit on a CPU; where there is no
-            checkpoint yet, training starts afresh and says so; where it is complete, nothing is trained. Give the same data, model and callbacks as before.
+            checkpoint yet, training starts afresh and says so; where the run is complete, nothing is trained. Give the
+            same data, model and callbacks as before.
         on_nonfinite: what happens when a loss or a gradient is NaN or infinite, which is noticed before the update:
             ``"raise"`` an error that names what is not finite, or ``"restore"`` the last checkpoint (the beginning of
             the epoch, where that is later), halve the learning rate and go on; after 3 such restores the error is
