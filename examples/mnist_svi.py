@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
             validation=validation,
             schedules={"beta": pv.linear_warmup(args.beta_warmup)},
             callbacks=[pv.Checkpoint(checkpoints, keep_best=False)],
-            resume=checkpoints,
+            resume=checkpoints if args.resume else None,
         )
     except ValueError as error:
         if "belongs to another run" not in str(error):
@@ -233,24 +233,35 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--data-dir", type=Path, help="folder with a local copy (DIR/MNIST/raw/*); without it, download to a cache")
+    add(
+        "--data-dir",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="folder with a local copy (DIR/MNIST/raw/*); without it, download to a cache",
+    )
     add("--dataset", choices=pv.data.DATASETS, default="mnist", help="what to train on; digits needs no network")
     add("--likelihood", choices=list(LIKELIHOODS), default="bernoulli", help="p(x|z); bernoulli binarizes the pixels")
     add("--latent-dim", type=positive_int, default=40, help="dimensions of z")
     add("--hidden-dims", type=positive_int, nargs="+", default=[500, 500], help="encoder's hidden layers, mirrored")
-    add("--epochs", type=positive_int, help="passes over the training data (default: 15; digits: 200)")
-    add("--batch-size", type=positive_int, help="data in a step (default: 200; digits: 64)")
+    add(
+        "--epochs",
+        type=positive_int,
+        default=argparse.SUPPRESS,
+        help="passes over the training data (default: 15; digits: 200)",
+    )
+    add("--batch-size", type=positive_int, default=argparse.SUPPRESS, help="data in a step (default: 200; digits: 64)")
     add("--learning-rate", type=positive_float, default=4e-3, help="peak of Adam's one-cycle schedule")
     add("--beta-warmup", type=non_negative_float, default=3.0, help="epochs in which the KL term's weight rises to 1")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
-    add("--seed", type=non_negative_int, default=0, help="of weights, shuffling and noise")
+    add("--seed", type=non_negative_int, default=0, help="of parameters, shuffling and noise")
     add("--num-particles", type=positive_int, default=200, help="importance samples per test image")
     add("--output-dir", type=Path, default=Path("runs/mnist_svi"), help="where results go")
     add("--no-compile", dest="compile", action="store_false", help="train with pyro.infer.SVI, uncompiled")
     add("--precision", choices=["float32", "bf16"], default="bf16", help="of the matrix products of compiled training")
     add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     add("--smoke", action="store_true", help="a few batches, to see that everything works")
-    args = parser.parse_args(argv)
+    # None for the flags without one default, of which --help would otherwise say "(default: None)".
+    args = parser.parse_args(argv, argparse.Namespace(data_dir=None, epochs=None, batch_size=None))
     try:
         args.device = usable_device(args.device)
         args.output_dir.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from pyro.infer.util import zero_grads
 from tqdm.auto import tqdm
 
@@ -54,9 +55,10 @@ def fit(
     """Train with any Pyro ``SVI`` on any iterable of batches.
 
     A batch that is a tensor becomes ``svi.step(batch)``; a tuple ``svi.step(*batch)``. The loss of a step is taken to
-    be minus the ELBO summed over the batch's data (or scaled up to ``size`` data where ``size`` is given), and an
-    epoch's figure is the sum over its steps divided by the number of its data. The number of data in a batch is the
-    size of the plate named ``data``, or else the sum of the plates that hold observations and sit in no other plate.
+    be minus the ELBO summed over the batch's data (or scaled up to ``size`` data where ``size`` is given, or to the
+    whole plate where a plate is subsampled), and an epoch's figure is the sum over its steps, without that scale,
+    divided by the number of its data. The number of data in a batch is the size of the plate named ``data`` (of its
+    subsample, where it has one), or else the sum of the plates that hold observations and sit in no other plate.
 
     Before the first step, and for each new shape of a batch, model and guide run once on the batch, in eval mode: so
     every parameter exists, and the number of data is known. This moves no random generator.
@@ -77,10 +79,12 @@ def fit(
         size: number of data in the whole set, handed to model and guide as ``size=`` (for global latent variables).
         transform: makes the model's arguments from a batch, e.g. ``lambda batch: batch[0]`` to drop labels.
         rows: function of the batch's arguments that returns its number of data, where the plates do not say it, or
-            where it depends on values and not on shapes alone, e.g. ``lambda x, lengths: len(lengths)``.
+            where it depends on values and not on shapes alone, e.g. ``lambda x, lengths: len(lengths)``. The loss is
+            then taken to be summed over these data (or scaled up to ``size``), whatever the plates say.
         progress: whether to show a bar with the ELBO per datum of training and validation and the time that remains.
         resume: directory (or file) of ``pyro_vae.Checkpoint`` to go on from, to the bit on a CPU; where there is no
-            checkpoint yet, training starts afresh and says so. Give the same data, model and callbacks as before.
+            checkpoint yet, training starts afresh and says so; where the run is complete, nothing is trained. Give the
+            same data, model and callbacks as before.
         on_nonfinite: what happens when a loss or a gradient is NaN or infinite, which is noticed before the update:
             ``"raise"`` an error that names what is not finite, or ``"restore"`` the last checkpoint (the beginning of
             the epoch, where that is later), halve the learning rate and go on; after 3 such restores the error is
@@ -95,7 +99,7 @@ def fit(
         ValueError: ``epochs`` or ``size`` is not a positive integer; an epoch without a batch; data that the model
             refuses (the error names the batch); a checkpoint that cannot be used.
         FloatingPointError: a loss, a gradient or a parameter is NaN or infinite.
-        SystemExit: after SIGINT or SIGTERM, where a ``Checkpoint`` is among the callbacks.
+        SystemExit: after SIGINT, SIGTERM, SIGHUP or SIGUSR1, where a ``Checkpoint`` is among the callbacks.
 
         Any exception that ends the training has the figures of the finished epochs as its attribute ``history``.
 
@@ -119,7 +123,7 @@ def fit(
     if validation is not None:
         require_iterable("validation", validation)
     if schedules is not None:
-        require_schedules(schedules)
+        require_schedules(schedules, svi)
     if size is not None:
         require_positive_int("size", size)
     if transform is not None and not callable(transform):
@@ -132,6 +136,11 @@ def fit(
         )
     if on_nonfinite not in ("raise", "restore"):
         raise ValueError(f'on_nonfinite: expected "raise" or "restore", got {on_nonfinite!r}.')
+    if resume is not None and not isinstance(resume, (str, os.PathLike)):
+        raise TypeError(
+            f"resume: expected the directory of a Checkpoint, or a file in it, got {resume!r}. Give the directory that "
+            'the Checkpoint among the callbacks has, e.g. resume="checkpoints".'
+        )
     dispatch = Dispatch(callbacks, last=Checkpoint)
     _require_same_settings(
         {
@@ -182,9 +191,9 @@ def fit(
             restoring=on_nonfinite == "restore",
         )
         loop.join()
+        dispatch.start(run)
         if resume is not None and distributed.rank() == 0:
             _say_where(run, resume, told)
-        dispatch.start(run)
         bar = stack.enter_context(ProgressBar(run, shown=progress and distributed.rank() == 0))
         try:
             interrupted = loop.train(bar)
@@ -209,6 +218,11 @@ def _require_svi(svi: Any, names: tuple[str, ...]) -> None:
             f"svi: expected a pyro.infer.SVI, or anything with its {', '.join(names)}, got {what} without "
             f"{', '.join(missing)}. Make one: SVI(model, guide, pyro_vae.Adam({{'lr': 1e-3}}), Trace_ELBO())."
         )
+    if isinstance(svi.optim, torch.optim.Optimizer):
+        raise TypeError(
+            f"svi: expected an optimizer of Pyro, got torch.optim.{type(svi.optim).__name__} as its optim. "
+            "Make the SVI with pyro_vae.Adam({'lr': 1e-3}), or pyro_vae.FusedOptim for another optimizer of torch."
+        )
 
 
 def _require_same_settings(own: dict[str, Any]) -> None:
@@ -223,11 +237,16 @@ def _require_same_settings(own: dict[str, Any]) -> None:
 
 
 def _say_where(run: Run, resume: Any, told: list[str]) -> None:
+    epochs = f"epoch {run.epoch} of {run.epochs}"
     if run.resumed_from is None:
         text = f"no checkpoint in {resume} yet, starting afresh"
+    elif run.epoch >= run.epochs:
+        text = f"the run of {run.resumed_from} is complete after {epochs}, nothing to train"
+    elif run.stopping:
+        text = f"the run of {run.resumed_from} was stopped early after {epochs}, nothing to train"
     else:
-        text = "\n  ".join([f"going on from {run.resumed_from} at {run.where}", *told])
-    tqdm.write(f"pyro_vae: {text}", file=sys.stderr)
+        text = f"going on from {run.resumed_from} at {run.where}"
+    tqdm.write("\n  ".join([f"pyro_vae: {text}", *told]), file=sys.stderr)
 
 
 def _exit(run: Run, checkpoints: Sequence[Checkpoint], polite_stop: PoliteStop) -> SystemExit:

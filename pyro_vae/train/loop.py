@@ -132,7 +132,7 @@ class Loop:
     def _steps(self) -> Iterator[bool]:
         """Take the steps that the epoch still has; yield after each whether the processes agreed to stop."""
         run = self.run
-        with naming_the_batch("train", run):
+        with naming_the_batch("train", run, run.train):
             for batch in self._until_all_end(self.feed.take() or begin_epoch(run, self.feed)):
                 values = run.values
                 self._set_values()
@@ -150,7 +150,7 @@ class Loop:
                 if not done.taken:
                     run.values = values
                     break
-                weight = done.rows / run.size if run.size else 1.0
+                weight = done.rows / run.size if run.size else done.factor
                 run.meter.add(done.loss, done.rows, weight, run.step, run.epoch, run.batch)
                 run.step += 1
                 run.batch += 1

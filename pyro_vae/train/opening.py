@@ -105,7 +105,7 @@ def _look(
     late: LateParts,
 ) -> None:
     """Run model and guide on the first batch, and take in what they use."""
-    with naming_the_batch("train", run):
+    with naming_the_batch("train", run, run.train):
         if run.epoch < run.epochs:
             batch = _first_batch(run, feed)
         else:  # nothing to train: a batch is needed, and no generator may move

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pyro.nn import PyroModule
+from torch import nn
+
 __all__ = ["Schedule", "cyclical", "linear_warmup", "one_cycle", "require_schedules", "values_at"]
 
 Schedule = Callable[[float], float]
+
+_CALLS = (nn.Module.__call__, PyroModule.__call__)  # which hand everything on to ``forward``
 
 
 def linear_warmup(epochs: float, *, start: float = 0.0, end: float = 1.0) -> Schedule:
@@ -107,8 +113,8 @@ def one_cycle(epochs: float, *, warmup: float = 0.3, start: float = 1 / 25, end:
     return factor
 
 
-def require_schedules(schedules: Any) -> None:
-    """Refuse what does not name keyword arguments with a function for each."""
+def require_schedules(schedules: Any, svi: Any) -> None:
+    """Refuse what does not name keyword arguments of model and guide with a function for each."""
     if not isinstance(schedules, Mapping):
         raise TypeError(
             f"schedules: expected a mapping of keyword arguments of the model to functions of time, got {schedules!r}. "
@@ -122,6 +128,25 @@ def require_schedules(schedules: Any) -> None:
                 f"schedules[{name!r}]: expected a function of the epochs trained so far, got {schedule!r}. "
                 f"Give one, e.g. pyro_vae.linear_warmup(10), or for a constant lambda t: {schedule!r}."
             )
+        for part in ("model", "guide"):
+            _require_argument(name, part, getattr(svi, part))
+
+
+def _require_argument(name: str, part: str, function: Any) -> None:
+    """Refuse a schedule whose value the model or the guide does not take."""
+    called_by_torch = isinstance(function, nn.Module) and type(function).__call__ in _CALLS
+    try:
+        signature = inspect.signature(function.forward if called_by_torch else function)
+    except (TypeError, ValueError):  # a function without a signature
+        return
+    try:
+        signature.bind_partial(**{name: 1.0})
+    except TypeError as error:
+        arguments = ", ".join(signature.parameters)
+        raise TypeError(
+            f"schedules[{name!r}]: expected the name of a keyword argument of the model and the guide, got {name!r}, "
+            f"which the {part} does not take; its arguments are ({arguments}). Name one of them, or add it."
+        ) from error
 
 
 def values_at(schedules: Mapping[str, Schedule], time: float) -> dict[str, float]:

@@ -19,8 +19,9 @@ __all__ = ["JointStepper", "Step", "Stepper", "stepper_of"]
 class Step(NamedTuple):
     """What a step came to."""
 
-    loss: Any  # minus the bound in nats, summed over the data of the batch
+    loss: Any  # minus the bound in nats, summed over the data of the batch, or scaled up to more of them
     rows: int  # number of data in the batch; of all processes, where several train together
+    factor: float = 1.0  # that makes the loss a sum over the data of the batch, where fit has no size=
     taken: bool = True  # False where no process had a batch
     stopping: bool = False  # whether a process is asked to stop
 
@@ -40,7 +41,8 @@ class Stepper:
     def step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
         """Take a step on a batch."""
         loss = self.svi.step(*args, **kwargs)
-        return Step(loss, self.rows(args, kwargs))
+        data = self.rows.count(args, kwargs)
+        return Step(loss, data.rows, data.factor)
 
     def evaluate_loss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
         """Return minus the bound of a batch, in nats, without a step."""
@@ -66,7 +68,8 @@ class CompiledStepper(Stepper):
 
     def step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
         loss = self.svi.update(*args, **kwargs)
-        return Step(loss, self.rows(args, kwargs))
+        data = self.rows.count(args, kwargs)
+        return Step(loss, data.rows, data.factor)
 
     @contextmanager
     def refusing(self, refuse: Callable[[Any], None]) -> Iterator[None]:
@@ -91,11 +94,14 @@ class JointStepper(Stepper):
     def __init__(self, alone: Stepper, parameters: Mapping[str, Tensor], stop: Callable[[], bool]) -> None:
         super().__init__(alone.svi, alone.rows)
         self._alone = alone
+        self._factor = 1.0  # of this process's last batch, which holds for all where their batches are alike
         self._step = JointStep(alone.svi, parameters, stop=stop, rows=lambda *args, **kwargs: alone.rows(args, kwargs))
 
     def step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
         loss, rows, taking_part, stopping = self._step(*args, **kwargs)
-        return Step(loss, rows, taking_part > 0, stopping)
+        if args:
+            self._factor = self.rows.count(args, kwargs).factor
+        return Step(loss, rows, self._factor, taking_part > 0, stopping)
 
     def refusing(self, refuse: Callable[[Any], None]) -> Any:
         return self._alone.refusing(refuse)

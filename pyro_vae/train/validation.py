@@ -40,15 +40,16 @@ def validation_elbo(run: Run, stepper: Stepper, feed: Feed, arguments: Arguments
         evaluating(run.modules),
         preserved(feed.generators),
         same_noise(rank()),
-        naming_the_batch("validation", at),
+        naming_the_batch("validation", at, feed.batches),
     ):
         for number, batch in enumerate(feed.epoch(0), 1):
             args = arguments.positional(batch)
-            rows = stepper.rows(args, arguments.for_validation(length(args) or 1)[0])
-            if rows:
-                kwargs, weight = arguments.for_validation(rows)
-                loss += stepper.evaluate_loss(args, kwargs) * weight
-            count += rows
+            data = stepper.rows.count(args, arguments.for_validation(length(args) or 1))
+            if data.rows:
+                kwargs = arguments.for_validation(data.rows)
+                factor = data.rows / kwargs["size"] if kwargs else data.factor
+                loss += stepper.evaluate_loss(args, kwargs) * factor
+            count += data.rows
             batches = number
             at.position = f"batch {number + 1}"  # of which fetching may fail
             if feed.stop_requested:

@@ -143,6 +143,25 @@ def test_a_stopped_run_goes_on_to_the_same_end_and_adds_up_its_legs(example, tmp
     assert sum(seconds) > first_leg > 0
 
 
+def test_help_names_each_default_once(example, capsys):
+    with pytest.raises(SystemExit):
+        example.parse_arguments(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "None" not in text
+    assert "(default: 15; digits: 200)" in text
+    assert "(default: 64" not in text
+    assert "(default: 200; digits: 64)" in text
+    assert "(default: 0.004)" in text
+    assert "of parameters, shuffling and noise (default: 0)" in text
+
+
+def test_a_checkpoint_is_spoken_of_only_where_a_run_is_to_go_on(example, tmp_path, capsys):
+    example.main(small(tmp_path, "--dataset", "digits"))
+    assert "no checkpoint" not in capsys.readouterr().err
+    example.main(small(tmp_path / "other", "--dataset", "digits", "--resume"))
+    assert "no checkpoint" in capsys.readouterr().err
+
+
 def test_an_earlier_run_is_never_mixed_with_a_new_one(example, tmp_path, capsys):
     first = outcome(tmp_path, example.main(small(tmp_path, "--dataset", "digits")))
     files = {path.name for path in tmp_path.iterdir()}

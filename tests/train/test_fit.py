@@ -182,12 +182,57 @@ def test_batches_go_on_where_an_earlier_fit_ended() -> None:
     assert batches.epoch == 2
 
 
+A = torch.ones(4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"train": torch.ones(5, 6)}, TypeError, "train: expected an iterable of batches, got Tensor"),
         ({"train": 5}, TypeError, "train: expected an iterable"),
         ({"validation": torch.ones(5, 6)}, TypeError, "validation: expected an iterable"),
+        ({"train": {"x": images()}}, TypeError, r"train: .* got a dict, .*one batch.*\[batch\]"),
+        ({"validation": {"x": images()}}, TypeError, r"validation: .* got a dict, .*one batch.*\[batch\]"),
+        (
+            {"validation": (images(), torch.zeros(50, 3))},
+            ValueError,
+            r"the tuple of 2 tensors given as validation was taken as 2 batches; one batch is written \[\(x, y\)\]",
+        ),
+        (
+            {"train": [images(), torch.zeros(50, 3)]},
+            ValueError,
+            r"the list of 2 tensors given as train was taken as 2 batches; one batch is written \[\(x, y\)\]",
+        ),
+        (
+            {"train": (torch.zeros(50, 3), images())},
+            ValueError,
+            r"the tuple of 2 tensors given as train was taken as 2 batches",
+        ),
+        (
+            {"svi": SVI(lambda x, y: None, lambda x, y: None, pyro.optim.Adam({}), Trace_ELBO()), "train": (A, A)},
+            TypeError,
+            r"missing 1 required positional argument: 'y'(.|\n)*the tuple of 2 tensors given as train was taken as",
+        ),
+        ({"resume": True}, TypeError, r"resume: expected the directory of a Checkpoint.*got True\. Give"),
+        ({"resume": 3}, TypeError, r"resume: expected the directory of a Checkpoint.*got 3\. Give"),
+        (
+            {"schedules": {"bta": linear_warmup(2)}},
+            TypeError,
+            r"schedules\['bta'\]: expected the name of a keyword argument of the model and the guide, got 'bta'.*beta",
+        ),
+        (
+            {
+                "svi": SVI(lambda x, beta: None, lambda x: None, pyro.optim.Adam({}), Trace_ELBO()),
+                "schedules": {"beta": linear_warmup(2)},
+            },
+            TypeError,
+            r"schedules\['beta'\]: .* which the guide .*\(x\)",
+        ),
+        (
+            {"svi": SimpleNamespace(model=print, guide=print, optim=torch.optim.Adam([A]), step=print)},
+            TypeError,
+            r"svi: expected an optimizer of Pyro, got torch\.optim\.Adam.*pyro_vae\.Adam\(",
+        ),
         ({"epochs": 0}, ValueError, "epochs: expected an integer of at least 1"),
         ({"train": []}, ValueError, "train: expected at least one batch"),
         ({"validation": []}, ValueError, "validation: expected at least one batch"),
@@ -238,6 +283,40 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], messag
     m = make()
     with pytest.raises(error, match=message):
         fit(**{"svi": m.svi, "train": images().split(16), "epochs": 1, "progress": False, **arguments})
+
+
+def test_batches_of_one_shape_are_no_mistaken_tuple() -> None:
+    bad = images().clone()
+    bad[40] = math.nan
+    with pytest.raises(ValueError, match="in train, epoch 1, batch 3") as raised:
+        fit(make().svi, bad.split(16), epochs=1, progress=False)
+    assert "taken as" not in str(raised.value)
+
+
+def test_the_arguments_of_a_module_are_those_of_its_forward() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor, *, beta: Any = 1.0) -> None:
+            loc = pyro.param("loc", torch.tensor(0.0))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    svi = SVI(Model(), lambda x, **keywords: None, pv.Adam({"lr": 0.0}), Trace_ELBO())
+    assert len(fit(svi, [A], epochs=1, schedules={"beta": lambda t: 1.0}, progress=False)) == 1
+    with pytest.raises(
+        TypeError, match=r"schedules\['bta'\]: .*the model does not take; its arguments are \(x, beta\)"
+    ):
+        fit(svi, [A], epochs=1, schedules={"bta": lambda t: 1.0}, progress=False)
+
+
+def test_a_schedule_may_name_what_keyword_arguments_take_in() -> None:
+    def model(x: Tensor, **keywords: Any) -> None:
+        assert "beta" in keywords
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    svi = SVI(model, AutoNormal(model), pv.Adam({"lr": 0.0}), Trace_ELBO())
+    assert len(fit(svi, [A], epochs=1, schedules={"beta": lambda t: 1.0}, progress=False)) == 1
 
 
 def test_what_interrupts_a_run_carries_the_history_and_leaves_no_gradient() -> None:

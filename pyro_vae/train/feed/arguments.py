@@ -44,16 +44,13 @@ class Arguments:
             kwargs["size"] = self._size
         return kwargs
 
-    def for_validation(self, rows: int) -> tuple[dict[str, Any], float]:
-        """Return the keyword arguments of a validation batch, and the factor that makes its loss a sum over its data.
+    def for_validation(self, rows: int) -> dict[str, Any]:
+        """Return the keyword arguments of a validation batch.
 
         Args:
             rows: number of data in the batch, which may be more than ``size``.
         """
-        if self._size is None:
-            return {}, 1.0
-        size = max(self._size, rows)
-        return {"size": size}, rows / size
+        return {} if self._size is None else {"size": max(self._size, rows)}
 
 
 def require_arguments(name: str, args: tuple[Any, ...], model: Callable[..., Any]) -> None:

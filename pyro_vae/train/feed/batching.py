@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -220,6 +220,11 @@ def feed_of(name: str, batches: Any, polite_stop: PoliteStop) -> Feed:
 
 def require_iterable(name: str, batches: Any) -> None:
     """Refuse what is no iterable of batches: one tensor (whose rows would be taken for batches), a number, a string."""
+    if isinstance(batches, Mapping):
+        raise TypeError(
+            f"{name}: expected an iterable of batches, got a {type(batches).__name__}, whose keys would be taken as "
+            "batches. Where it is one batch, give [batch]."
+        )
     if isinstance(batches, (Tensor, str)) or not isinstance(batches, Iterable):
         raise TypeError(
             f"{name}: expected an iterable of batches, got {type(batches).__name__}. "
@@ -228,12 +233,13 @@ def require_iterable(name: str, batches: Any) -> None:
 
 
 @contextmanager
-def naming_the_batch(name: str, at: Any) -> Iterator[None]:
+def naming_the_batch(name: str, at: Any, batches: Any = None) -> Iterator[None]:
     """Add to an error which batch it came from.
 
     Args:
         name: "train" or "validation".
         at: an object whose ``position`` is the current batch in words.
+        batches: as they were given to ``fit``; one batch in their place is pointed out.
     """
     try:
         yield
@@ -241,5 +247,19 @@ def naming_the_batch(name: str, at: Any) -> Iterator[None]:
         text = f"in {name}, {at.position}"
         # A subclass may have a constructor of its own; and an exception from a worker has its message already.
         if type(error) in (TypeError, ValueError, RuntimeError) and text not in str(error):
-            raise type(error)(f"{error}\n({text}, counted from 1)") from error
+            hint = _one_batch(name, batches, error)
+            raise type(error)(f"{error}\n({text}, counted from 1{hint})") from error
         raise
+
+
+def _one_batch(name: str, batches: Any, error: Exception) -> str:
+    """Say that tensors were taken as batches, where they look like the arguments of one batch."""
+    if type(batches) not in (tuple, list) or len(batches) < 2 or not all(isinstance(x, Tensor) for x in batches):
+        return ""
+    kinds = {(x.shape[1:], x.dtype) for x in batches}  # the parts of a split tensor are of one kind
+    if len(kinds) == 1 and not isinstance(error, TypeError):
+        return ""
+    number, kind = len(batches), type(batches).__name__
+    return (
+        f"; the {kind} of {number} tensors given as {name} was taken as {number} batches; one batch is written [(x, y)]"
+    )

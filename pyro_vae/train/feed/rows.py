@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,17 +14,30 @@ from torch import Tensor, nn
 from ..._warn import warn
 from ..parameters import look_at
 
-__all__ = ["Rows", "data_in", "length"]
+__all__ = ["Data", "Rows", "data_in", "length"]
 
 _MOST = 256  # numbers that are kept, one for each shape of the arguments
 _DEPTH = 8  # levels of attributes of an argument that its shape is read from
+
+
+class Data(NamedTuple):
+    """Numbers of data of a batch."""
+
+    rows: int  # in the batch
+    whole: int  # that its loss is scaled up to: the size of the whole plate, where the plate is subsampled
+
+    @property
+    def factor(self) -> float:
+        """Factor that makes the batch's loss a sum over its data."""
+        return self.rows / self.whole if self.whole else 1.0
 
 
 class Rows:
     """Counts the data of a batch, by which its loss is divided.
 
     That is the size of the plate named ``data``, or else the sum of the sizes of the plates that hold observations and
-    sit in no other plate. Model and guide run once for each shape of the arguments to find it, in eval mode and without
+    sit in no other plate. (Of a subsampled plate it is the subsample's size, and Pyro scales the loss up to the size of
+    the whole plate.) Model and guide run once for each shape of the arguments to find it, in eval mode and without
     moving a generator. A model without plates is one datum a batch, of which a warning tells.
 
     Args:
@@ -35,11 +48,15 @@ class Rows:
     def __init__(self, svi: Any, count: Callable[..., int] | None = None) -> None:
         self._svi = svi
         self._count = count
-        self._known: dict[Hashable, int] = {}
+        self._known: dict[Hashable, Data] = {}
         self._warned = False
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        """Return the number of data in a batch.
+        """Return the number of data in a batch."""
+        return self.count(args, kwargs).rows
+
+    def count(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Data:
+        """Count the data in a batch, and the data that its loss is scaled up to.
 
         Args:
             args: positional arguments of model and guide.
@@ -49,17 +66,18 @@ class Rows:
             ValueError: the user's function returns no number of data.
         """
         if self._count is not None:
-            return _require_number(self._count(*args))
+            rows = _require_number(self._count(*args))
+            return Data(rows, rows)
         known = self._known.get(_shape(args, _DEPTH))
         if known is not None:
             return known
-        return 0 if length(args) == 0 else self.learn(args, look_at(self._svi, args, kwargs).model_trace)
+        return Data(0, 0) if length(args) == 0 else self.learn(args, look_at(self._svi, args, kwargs).model_trace)
 
-    def learn(self, args: tuple[Any, ...], model_trace: Trace) -> int:
-        """Keep, and return, the number of data in a batch on which the model has run."""
-        rows = data_in(model_trace)
-        if rows is None:
-            rows = 1
+    def learn(self, args: tuple[Any, ...], model_trace: Trace) -> Data:
+        """Keep, and return, the numbers of data of a batch on which the model has run."""
+        data = data_in(model_trace)
+        if data is None:
+            data = Data(1, 1)
             if not self._warned and self._count is None:
                 self._warned = True
                 warn(
@@ -68,12 +86,12 @@ class Rows:
                 )
         if len(self._known) >= _MOST:
             self._known.pop(next(iter(self._known)))
-        self._known[_shape(args, _DEPTH)] = rows
-        return rows
+        self._known[_shape(args, _DEPTH)] = data
+        return data
 
 
-def data_in(model_trace: Trace) -> int | None:
-    """Return the number of data in the trace of a model; None where it has no plate.
+def data_in(model_trace: Trace) -> Data | None:
+    """Count the data in the trace of a model; None where it has no plate.
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist
@@ -83,14 +101,14 @@ def data_in(model_trace: Trace) -> int | None:
         ...     with pyro.plate("right", 90):
         ...         pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.zeros(90))
         >>> data_in(pyro.poutine.trace(model).get_trace())
-        100
+        Data(rows=100, whole=100)
     """
     sites = [
         site
         for site in model_trace.nodes.values()
         if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample" and site["cond_indep_stack"]
     ]
-    plates = {plate.name: plate.size for site in sites for plate in site["cond_indep_stack"]}
+    plates = {plate.name: _data_of(plate) for site in sites for plate in site["cond_indep_stack"]}
     if "data" in plates:
         return plates["data"]
     # Plates of latent variables alone, over components say, hold no data.
@@ -98,8 +116,15 @@ def data_in(model_trace: Trace) -> int | None:
         site["cond_indep_stack"] for site in sites
     ]
     inner = {plate.name for stack in stacks for plate in stack[1:]}
-    outer = {stack[0].name: stack[0].size for stack in stacks}
-    return sum(size for name, size in outer.items() if name not in inner) or next(iter(outer.values()), None)
+    outer = dict.fromkeys(stack[0].name for stack in stacks)
+    counts = [plates[name] for name in outer if name not in inner]
+    if sum(count.rows for count in counts) == 0:
+        return next((plates[name] for name in outer), None)
+    return Data(sum(count.rows for count in counts), sum(count.whole for count in counts))
+
+
+def _data_of(plate: Any) -> Data:
+    return Data(int(plate.size), int(plate.size if plate.full_size is None else plate.full_size))
 
 
 def _require_number(rows: Any) -> int:

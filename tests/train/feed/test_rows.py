@@ -14,6 +14,7 @@ from pyro.infer import SVI, Trace_ELBO
 from tiny import images, make
 from torch import Tensor
 
+import pyro_vae as pv
 from pyro_vae.train import fit
 from pyro_vae.train.feed.rows import Rows
 
@@ -123,6 +124,53 @@ def test_rows_says_the_number_of_data() -> None:
     assert figures(two_plates, [(X[:10], X[10:])], rows=lambda x, y: torch.tensor(50)) == pytest.approx(
         (2 * PER_DATUM,) * 2, rel=1e-5
     )
+
+
+def subsampled(x: Tensor, total: int = 100) -> None:
+    loc = pyro.param("loc", torch.tensor(0.0))
+    with pyro.plate("data", total, subsample=x):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+def subsampled_by_the_plate(x: Tensor) -> None:
+    loc = pyro.param("loc", torch.tensor(0.0))
+    with pyro.plate("data", len(x), subsample_size=5) as rows:
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x[rows])
+
+
+def subsampled_one_by_one(x: Tensor) -> None:
+    loc = pyro.param("loc", torch.tensor(0.0))
+    for i in pyro.plate("data", 100, subsample=range(len(x))):
+        pyro.sample(f"x_{i}", dist.Normal(loc, 1.0), obs=x[i])
+
+
+def subsampled_in_two_plates(x: Tensor, y: Tensor) -> None:
+    loc = pyro.param("loc", torch.tensor(0.0))
+    for name, data in (("left", x), ("right", y)):
+        with pyro.plate(name, 10 * len(data), subsample=data):
+            pyro.sample(f"x_{name}", dist.Normal(loc, 1.0), obs=data)
+
+
+SUBSAMPLED: dict[str, tuple[Any, list[Any]]] = {
+    "the batch": (subsampled, list(X.split(30))),
+    "drawn by the plate": (subsampled_by_the_plate, [torch.ones(20)]),
+    "a loop over a plate": (subsampled_one_by_one, list(X.split(30))),
+    "two plates": (subsampled_in_two_plates, [(X[:10], X[10:40]), (X[40:70], X[70:])]),
+    "the whole set grows": (subsampled, [(X[:30], 60), (X[30:], 700)]),
+}
+
+
+@pytest.mark.parametrize("case", SUBSAMPLED)
+def test_a_subsampled_plate_is_per_datum_without_size(case: str) -> None:
+    model, batches = SUBSAMPLED[case]
+    expected = PER_DATUM if case != "drawn by the plate" else dist.Normal(0.0, 1.0).log_prob(torch.tensor(1.0)).item()
+    assert figures(model, batches) == pytest.approx((expected,) * 2, rel=1e-5)
+
+
+def test_a_compiled_step_on_a_subsampled_plate_is_per_datum() -> None:
+    svi = pv.CompiledSVI(subsampled, lambda x: None, pv.Adam({"lr": 0.0}), Trace_ELBO(), compile="graph")
+    history = fit(svi, X.split(30), epochs=1, validation=X.split(70), progress=False)
+    assert (history["train_elbo"][0], history["validation_elbo"][0]) == pytest.approx((PER_DATUM,) * 2, rel=1e-5)
 
 
 def test_size_and_a_dictionary() -> None:

@@ -243,8 +243,34 @@ def test_starts_afresh_and_says_so_where_there_is_no_checkpoint(tmp_path: Path, 
     m = make()
     train(m, images(20).split(8), [Checkpoint(tmp_path / "new")], tmp_path / "new")
     assert "no checkpoint" in capsys.readouterr().err
-    train(m, images(20).split(8), [Checkpoint(tmp_path / "new")], tmp_path / "new")
+    train(m, images(20).split(8), [Checkpoint(tmp_path / "new")], tmp_path / "new", epochs=4)
     assert "going on from" in capsys.readouterr().err
+
+
+def test_says_that_a_finished_run_has_nothing_to_train(tmp_path: Path, capsys: Any) -> None:
+    def run(callbacks: list[Any], resume: Any = None) -> Any:
+        return fit(
+            make(optim=pyro.optim.Adam({"lr": 0.0})).svi,
+            images(20).split(8),
+            epochs=6,
+            validation=[images(30, seed=2)],
+            callbacks=callbacks,
+            resume=resume,
+            progress=False,
+        )
+
+    run([Checkpoint(tmp_path / "all")])
+    run([Checkpoint(tmp_path / "all")], tmp_path / "all")
+    said = capsys.readouterr().err
+    assert "is complete after epoch 6 of 6, nothing to train" in said
+    assert "going on" not in said
+    assert "epoch 7" not in said
+    stopped = [Checkpoint(tmp_path / "early"), EarlyStopping(patience=2)]
+    assert len(run(stopped)) == 3
+    assert len(run([Checkpoint(tmp_path / "early"), EarlyStopping(patience=2)], tmp_path / "early")) == 3
+    said = capsys.readouterr().err
+    assert "stopped early after epoch 3 of 6, nothing to train" in said
+    assert "going on" not in said
 
 
 def test_other_data_or_another_model_are_refused(tmp_path: Path) -> None:
