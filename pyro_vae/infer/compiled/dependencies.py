@@ -6,6 +6,7 @@ import collections.abc
 import functools
 import io
 import random
+import sys
 import types
 from collections.abc import Iterable
 from typing import Any
@@ -226,4 +227,4 @@ class _Walk:
 
 def _is_library(thing: Any) -> bool:
     name = thing.__name__ if isinstance(thing, types.ModuleType) else getattr(thing, "__module__", None)
-    return (name or "").partition(".")[0] in _LIBRARIES
+    return (name or "").partition(".")[0] in _LIBRARIES | sys.stdlib_module_names

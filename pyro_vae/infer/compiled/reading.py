@@ -8,6 +8,9 @@ import types
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+from torch import Tensor
+
 __all__ = ["MISSING", "Read", "contents_of", "reads_of"]
 
 
@@ -128,7 +131,7 @@ class _Reader:
 
 def attribute(owner: Any, name: str) -> Read | None:
     """Where ``owner.name`` stands; None where that cannot be told."""
-    if owner is MISSING:
+    if owner is MISSING or isinstance(owner, (Tensor, np.ndarray)):  # whose attributes are no state of the program
         return None
     if isinstance(owner, _Super):
         classes = type(owner.owner).__mro__
@@ -152,7 +155,7 @@ def attribute(owner: Any, name: str) -> Read | None:
 def written(owner: Any, name: str) -> Read | None:
     """Where ``owner.name = ...`` puts its value, and what stands there now."""
     own = getattr(owner, "__dict__", None)
-    if owner is MISSING or isinstance(owner, _Super) or not isinstance(own, dict):
+    if owner is MISSING or isinstance(owner, (_Super, Tensor)) or not isinstance(own, dict):
         return None
     found = attribute(owner, name)
     return found if found is not None and isinstance(found.holder, dict) else Read(own, name, MISSING, owner)

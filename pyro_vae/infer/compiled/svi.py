@@ -180,7 +180,7 @@ class CompiledSVI(SVI):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict``'s state: calls of a kind that was captured are captured at their next call."""
-        self._owed = {str(name): int(count) for name, count in state["calls"].items()}
+        self._owed = {str(name): int(count) for name, count in state.get("calls", {}).items()}
 
     def _run(self, kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         program = Program(self.model, self.guide, self.loss, self.loss_and_grads, self.optim, self.precision)

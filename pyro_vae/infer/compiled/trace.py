@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -141,8 +142,9 @@ class _NumbersAsTensors(TorchFunctionMode):
         if func is torch.Tensor.register_hook and args[1].__code__.co_filename == pyro.util.__file__:
             return None  # a look for NaN in a gradient
         if func is torch.lstm:  # oneDNN's fused one cannot be taken apart into forwards and backwards
-            with torch.backends.mkldnn.flags(enabled=False):
-                return func(*args, **(kwargs or {}))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # these flags of torch warn of another setting
+                return _unfused(func, args, kwargs or {})
         if caller.f_code is _SPLINE and func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
             return _masked(func, *args)
         name = getattr(func, "__name__", "")
@@ -178,6 +180,11 @@ class _NumbersAsTensors(TorchFunctionMode):
         return result
 
 
+def _unfused(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    with torch.backends.mkldnn.flags(enabled=False):
+        return func(*args, **kwargs)
+
+
 def _masked(func: Any, tensor: Tensor, mask: Any, *value: Any) -> Any:
     """``a[mask] = b[mask]``, as Pyro's splines write it, with shapes that do not depend on the mask."""
     boolean = isinstance(mask, Tensor) and mask.dtype is torch.bool
@@ -190,7 +197,7 @@ def _masked(func: Any, tensor: Tensor, mask: Any, *value: Any) -> Any:
 
 def _index_of(plate: Any, index: Tensor) -> int:
     """The index that a sequential plate of full size is at: its place in the sequence."""
-    place: int = plate.counter - 1
+    place: int = (plate.counter - 1) % plate.size  # the counter goes on where the plate is iterated again
     if plate.subsample_size != plate.size or int(_value(index)) != place:
         raise _refusal(
             f"the sequential plate {plate.name!r} subsamples, and its indices are Python numbers",

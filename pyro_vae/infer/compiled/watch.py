@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import itertools
 import operator
@@ -133,7 +134,8 @@ class Watch:
                 mapping[key] = then
         for holder, key, then, _ in self._others:
             if _attribute(holder, key) is not then and then is not MISSING:
-                setattr(holder, key, then)
+                with contextlib.suppress(AttributeError, TypeError):  # what cannot be set cannot have been bound
+                    setattr(holder, key, then)
         for cell, then, _ in self._cells:
             if contents_of(cell) is then:
                 continue
