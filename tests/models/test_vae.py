@@ -160,6 +160,7 @@ def test_state_dict_is_the_way_to_save(make_vae, binary_data, tmp_path):
         torch.save(vae, tmp_path / "whole.pt")
 
 
+@pytest.mark.slow
 def test_nuts_over_z_finds_the_exact_posterior(linear_gaussian):
     vae, x = linear_gaussian.vae, linear_gaussian.x[:3]
     for parameter in vae.parameters():

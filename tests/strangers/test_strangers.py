@@ -17,8 +17,8 @@ def check(entry: Program, **options: object) -> None:
     assert entry.says in words, f"{entry.name}: expected {entry.says!r} in {words!r}"
 
 
-# Every fifth program in the quick suite, all of them in the whole one.
-QUICK_AND_SLOW = [pytest.param(name, marks=[pytest.mark.slow] if i % 5 else []) for i, name in enumerate(PROGRAMS)]
+# Every tenth program in the quick suite, all of them in the whole one.
+QUICK_AND_SLOW = [pytest.param(name, marks=[pytest.mark.slow] if i % 10 else []) for i, name in enumerate(PROGRAMS)]
 
 
 @pytest.mark.parametrize("name", QUICK_AND_SLOW)

@@ -140,6 +140,7 @@ def test_iterable_dataset_and_transform() -> None:
     assert [args[0][:, 0].tolist() for args, _ in svi.calls] == [[0.0, 1.0], [2.0, 3.0]]
 
 
+@pytest.mark.slow
 def test_autoguide_in_place_of_a_guide() -> None:
     x = torch.randn(30) + 3.0
 

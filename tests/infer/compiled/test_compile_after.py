@@ -49,7 +49,7 @@ def test_a_graph_is_compiled_at_a_counted_call_and_a_rare_one_is_not(compiled_fo
     assert compiled_for == [5]
 
 
-@pytest.mark.parametrize("stop", [1, 5, 10, 11, 15])
+@pytest.mark.parametrize("stop", [10, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5, 11, 15))])
 def test_a_resumed_run_compiles_at_the_same_call(compiled_for: list[int], stop: int) -> None:
     def run(svi: CompiledSVI, calls: range) -> list[float]:
         losses = []

@@ -53,7 +53,7 @@ def test_every_program_computes_the_same_without_writes(name: str, monkeypatch: 
         return graph
 
     monkeypatch.setattr(capture, "compiled", note)
-    svi = CompiledSVI(*program.make(), Adam({"lr": 1e-3}), program.loss(), compile=True, check_steps=0)
+    svi = CompiledSVI(*program.make(), Adam({"lr": 1e-3}), program.loss(), check_steps=0, compile_after=1)
     for _ in range(2):
         svi.step(*program.args, **program.kwargs)
     [(graph, tensors)] = found

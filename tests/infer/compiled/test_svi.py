@@ -248,7 +248,7 @@ def test_what_changes_out_of_sight_is_found_by_the_audit(call: int) -> None:
     hidden = Hidden()
 
     def read(x: Tensor) -> float:
-        return getattr(hidden, "values")["scale"][0]  # noqa: B009 (a name that the code does not show)
+        return vars(hidden)["values"]["scale"][0]  # a way that the watch does not follow
 
     svi = graph_svi(location(read), lambda x: None)
     train(svi, [torch.ones(3)] * (1 + call))
@@ -259,7 +259,7 @@ def test_what_changes_out_of_sight_is_found_by_the_audit(call: int) -> None:
 
 def test_the_audit_can_be_tightened_and_left_out() -> None:
     hidden = Hidden()
-    model = location(lambda x: getattr(hidden, "values")["scale"][0])  # noqa: B009
+    model = location(lambda x: vars(hidden)["values"]["scale"][0])
     tight, never = (graph_svi(model, lambda x: None, check_steps=every) for every in (1, 0))
     for svi in (tight, never):
         hidden.values["scale"][0] = 1.0

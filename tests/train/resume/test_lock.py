@@ -41,12 +41,14 @@ def train(directory: Path) -> Any:
     return fit(make().svi, images().split(16), epochs=1, callbacks=callbacks, resume=directory, progress=False)
 
 
+@pytest.mark.slow
 def test_another_process_is_named(other: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"no other run uses, process {other.pid} writes checkpoints to"):
         train(tmp_path)
     assert os.listdir(tmp_path) == [".lock"]
 
 
+@pytest.mark.slow
 def test_a_lock_dies_with_its_process(other: Any, tmp_path: Path) -> None:
     os.kill(other.pid, signal.SIGKILL)
     other.join()
