@@ -87,7 +87,6 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[
     return in_two(tmp_path_factory.mktemp("two"), *ONE_WITH_THE_WHOLE_BATCH, *OTHERS)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE_WITH_THE_WHOLE_BATCH)
 def test_two_processes_are_one_with_the_whole_batch(two, name):
     alone = scenarios.run(getattr(scenarios, name))

@@ -34,10 +34,10 @@ def gradients(name: str, svi_class: Any, calls: int, **options: Any) -> tuple[An
     return float(loss), found
 
 
-@pytest.mark.filterwarnings("ignore:.*was not registered in the param store:UserWarning")
 QUICK = ("trace", "trace graph", "importance weighted", "batch norm and dropout", "enumerated", "automatic guide")
 
 
+@pytest.mark.filterwarnings("ignore:.*was not registered in the param store:UserWarning")
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in PROGRAMS])
 def test_captured_gradients_are_pyros_to_the_last_bit(name: str) -> None:
     for calls in (1, 2, 3):
