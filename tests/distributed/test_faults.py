@@ -148,7 +148,7 @@ def children_of(parent):
 
 def test_the_example_in_two_processes(tmp_path):
     example = Path(__file__).parents[2] / "examples" / "mnist_svi.py"
-    flags = ["--smoke", "--dataset", "digits", "--no-compile", "--output-dir", tmp_path]
+    flags = ["--smoke", "--dataset", "digits", "--no-compile", "--resume", "--output-dir", tmp_path]
     with torchrun(example, *flags) as process:
         said = process.communicate(timeout=200)[0]
     assert process.returncode == 0, said
