@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
         ),
     )
     parts = (vae.model, vae.guide, optimizer, pv.TraceSTL_ELBO())
-    svi = pv.CompiledSVI(*parts, precision=args.precision) if args.compile else SVI(*parts)
+    svi = SVI(*parts) if args.no_compile else pv.CompiledSVI(*parts, precision=args.precision)
     if not args.resume:
         distributed.from_first(lambda: set_aside(args.output_dir))
     checkpoints = args.output_dir / "checkpoints"
@@ -256,7 +256,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=non_negative_int, default=0, help="of parameters, shuffling and noise")
     add("--num-particles", type=positive_int, default=200, help="importance samples per test image")
     add("--output-dir", type=Path, default=Path("runs/mnist_svi"), help="where results go")
-    add("--no-compile", dest="compile", action="store_false", help="train with pyro.infer.SVI, uncompiled")
+    add("--no-compile", action="store_true", help="train with pyro.infer.SVI, uncompiled")
     add("--precision", choices=["float32", "bf16"], default="bf16", help="of the matrix products of compiled training")
     add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     add("--smoke", action="store_true", help="a few batches, to see that everything works")

@@ -20,6 +20,13 @@ def require_tensor(name: str, value: Any) -> None:
         )
 
 
+def require_one_of(name: str, value: Any, *allowed: Any) -> None:
+    """Refuse what is none of the values named."""
+    if not any(value is other or (isinstance(other, str) and value == other) for other in allowed):
+        *most, last = map(repr, allowed)
+        raise ValueError(f"{name}: expected {', '.join(most)} or {last}, got {value!r}.")
+
+
 def require_rows(name: str, value: Any, rows: int, source: str = "as in x") -> None:
     """Refuse what should have one row for each datum (labels, for instance) and has another number of rows."""
     if len(value) != rows:

@@ -110,9 +110,9 @@ def call(*args: Any, **kwargs: Any) -> Call:
 
 
 def reals(*shape: int, seed: int = 7) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
-        torch.get_default_dtype()
-    )
+    generator = torch.Generator().manual_seed(seed)  # the same data on every device
+    values = torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
+    return values.to(torch.get_default_device(), torch.get_default_dtype())
 
 
 def bits(*shape: int, seed: int = 7) -> Tensor:

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 Run = Callable[..., Any]  # (*held, *inputs) -> list of tensors
 
-# Random numbers as PyTorch's eager operations draw them; and the key of a capture vouches for sizes already.
+# Random numbers as PyTorch's eager operations draw them. No asserts of sizes: a call of other sizes has another graph.
 _OPTIONS = {"fallback_random": True, "size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
 
 # The most operations of a graph that is compiled: about a minute. A loop over many time steps makes more.
@@ -47,7 +47,7 @@ def compiled(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor]) ->
         )
         return graph
     for node in graph.graph.find_nodes(op="placeholder"):
-        node.meta.pop("val", None)  # each of a mode of its own, which the compiler would take for a mistake
+        node.meta.pop("val", None)  # fake tensors of several modes, which the compiler refuses
     on_cpu = all(t.device.type == "cpu" for t in (*held, *inputs))
     try:
         compiler = inductor(on_cpu)
@@ -58,12 +58,17 @@ def compiled(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor]) ->
     except Exception as error:
         reason = str(error).strip().partition("\n")[0][:200]
         logger.debug("compilation failed", exc_info=True)
-        _say_once(
-            f"the captured step could not be compiled and runs uncompiled ({type(error).__name__}: {reason}). "
+        of_the_compiler = "compiler" in f"{type(error).__name__} {error}".lower()
+        cure = (
             "Is there a C++ compiler (g++ or clang++) on the path?"
+            if of_the_compiler
+            else "The results are the same; compile='graph' says that it is meant."
+        )
+        _say_once(
+            f"the captured step could not be compiled and runs uncompiled ({type(error).__name__}: {reason}). {cure}"
         )
         return graph
-    _let_freed_memory_stay()
+    _keep_freed_memory()
     if inputs and all(t.device.type == "cuda" for t in (*held, *inputs)):
         try:
             return _CudaGraph(run, held, inputs)
@@ -94,7 +99,7 @@ def _first_that_works(ways: list[Callable[[], Run]]) -> Run:
 
 
 class _CudaGraph:
-    """Replays one call on fixed addresses; new inputs are copied in."""
+    """Replay one call on fixed addresses; new inputs are copied in."""
 
     def __init__(self, run: Run, held: list[Tensor], inputs: list[Tensor]) -> None:
         device = inputs[0].device
@@ -124,11 +129,11 @@ class _CudaGraph:
         return [o.clone() if o.dim() == 0 else o for o in self._outputs]
 
 
-def _let_freed_memory_stay() -> None:
-    """Keeps the C library from handing a step's memory back to the system, which would cost a fault a page each step.
+def _keep_freed_memory() -> None:
+    """Keep the C library from returning freed memory to the system: each step would pay a page fault for every page.
 
     glibc returns what is freed beyond twice the largest block that it has seen freed, up to blocks of 32 MiB (see
-    M_MMAP_THRESHOLD in mallopt(3)); so one is freed here, untouched. Other C libraries take no notice.
+    M_MMAP_THRESHOLD in mallopt(3)); so one is freed here, never written to. Other C libraries ignore it.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
 

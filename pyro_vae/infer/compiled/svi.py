@@ -11,6 +11,7 @@ from pyro.infer import SVI
 from pyro.optim import PyroOptim
 from torch import Tensor
 
+from ..._checks import require_one_of
 from ..._warn import warn
 from ..update import all_finite, step_or_skip
 from .cache import Cache
@@ -105,12 +106,14 @@ class CompiledSVI(SVI):
         compile_after: int = 250,
         on_refusal: Literal["pyro", "raise"] = "pyro",
     ) -> None:
-        if compile not in (True, False, "graph"):
-            raise ValueError(f"compile: expected True, False or 'graph', got {compile!r}.")
-        if precision not in ("float32", "bf16"):
-            raise ValueError(f"precision: expected 'float32' or 'bf16', got {precision!r}.")
-        if on_refusal not in ("pyro", "raise"):
-            raise ValueError(f"on_refusal: expected 'pyro' or 'raise', got {on_refusal!r}.")
+        require_one_of("compile", compile, True, False, "graph")
+        require_one_of("precision", precision, "float32", "bf16")
+        require_one_of("on_refusal", on_refusal, "pyro", "raise")
+        if not isinstance(optim, PyroOptim):
+            raise TypeError(
+                f"optim: expected an optimizer of Pyro, got {type(optim).__name__}. Give pyro_vae.Adam({{'lr': 1e-3}}) "
+                "or pyro_vae.FusedOptim(torch.optim.SGD, {'lr': 1e-3}), for instance."
+            )
         super().__init__(model, guide, optim, loss, loss_and_grads)
         self.compile = compile
         self.precision = precision
@@ -268,11 +271,8 @@ class CompiledSVI(SVI):
     def _on_device(self, tensors: list[Tensor]) -> list[Tensor]:
         """The inputs, with numbers on the parameters' device: one on the host would prevent a CUDA graph."""
         device = next((p.device for p in self._params.values()), torch.device("cpu"))
-        return (
-            [t.to(device, non_blocking=True) if t.dim() == 0 else t for t in tensors]
-            if device.type == "cuda"
-            else tensors
-        )
+        on_gpu = device.type == "cuda"
+        return [t.to(device, non_blocking=True) if on_gpu and t.dim() == 0 else t for t in tensors]
 
     def _by_pyro(self, program: Program, kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call as Pyro makes it."""

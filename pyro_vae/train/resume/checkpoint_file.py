@@ -71,7 +71,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         path: the file; it need not be trusted.
 
     Returns:
-        The contents.
+        The contents. The tensors are mapped from the file (but on Windows): they take memory once they are used, and
+        what is written to them stays out of the file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -97,7 +98,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path}: expected a checkpoint, the file is empty. Use an earlier one.")
     require_safe(path)
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, a tensor takes memory only once it is used, and a run uses those that fit its model.
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=os.name != "nt")
     except Exception as error:  # of whatever kind: the file need not be what it seems
         raise ValueError(
             f"{path}: expected a checkpoint, the file is damaged or of another kind ({type(error).__name__}: {error})."

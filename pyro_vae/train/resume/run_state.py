@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..callbacks.dispatch import Dispatch
 from ..feed.batching import Feed
@@ -24,6 +25,9 @@ _DOES_NOT_FIT = (
     "resume: expected a state that fits this run, got one that does not ({}). Resume with what wrote the checkpoint, "
     "or use an earlier one."
 )
+# Tensors besides the parameters (moments, averages, a sampler's order), in bytes: many times what any run keeps.
+_BYTES_PER_BYTE_OF_THE_MODEL = 64
+_BYTES_FOR_ANY_MODEL = 2**30
 _COUNTERS = ("epoch", "batch", "step", "first_epoch", "learning_rate_factor")
 
 
@@ -87,6 +91,7 @@ def put_back(
     Raises:
         ValueError: the state does not fit; then nothing has changed, except in callbacks that could not take it.
     """
+    _require_size(run, state)
     before = copied(
         {
             **copy_of_parameters(run.parameters, run.modules),
@@ -107,6 +112,26 @@ def put_back(
         optimizer_state.set_state(run.svi.optim, before["optimizer"], run.parameters)
         raise
     return new
+
+
+def _require_size(run: Run, state: dict[str, Any]) -> None:
+    """Refuse a checkpoint that asks for much more memory than this run needs, before any of it is copied."""
+    model = _bytes_of([run.parameters, [module.state_dict() for module in run.modules]])
+    others = _bytes_of([value for name, value in state.items() if name not in ("modules", "parameters")])
+    most = _BYTES_PER_BYTE_OF_THE_MODEL * model + _BYTES_FOR_ANY_MODEL
+    if others > most:
+        raise ValueError(
+            f"resume: expected at most {most / 1e6:,.0f} MB of tensors besides the parameters, for a model of "
+            f"{model / 1e6:,.1f} MB, the checkpoint holds {others / 1e6:,.0f} MB. Use an earlier one."
+        )
+
+
+def _bytes_of(value: Any) -> int:
+    """Return the bytes of all tensors in nested dictionaries, lists and tuples."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return sum(map(_bytes_of, inner))
 
 
 def _set_learned(run: Run, late: LateParts, state: dict[str, Any]) -> list[str]:

@@ -231,6 +231,26 @@ def test_contents_that_do_not_fit_change_nothing(damage: str, tmp_path: Path) ->
     assert_close(m.svi.optim.get_state(), optimizer, rtol=0, atol=0)
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's count of memory")
+def test_a_checkpoint_takes_memory_for_what_the_model_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _trained(tmp_path)
+    contents = read_checkpoint(path)
+    contents["callbacks"][0]["state"]["large"] = torch.zeros(300_000_000, dtype=torch.uint8)
+    files.write(path, contents)
+    del contents
+    Path("/proc/self/clear_refs").write_text("5")  # which sets the peak to what is in memory now
+    before = _peak()
+    monkeypatch.setattr("pyro_vae.train.resume.run_state._BYTES_FOR_ANY_MODEL", 10**8)
+    with pytest.raises(ValueError, match=r"expected at most 100 MB of tensors besides the parameters.* 300 MB"):
+        _resume(make(), tmp_path)
+    assert _peak() - before < 100e6
+
+
+def _peak() -> int:
+    """Return the most bytes that this process has had in memory."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+
+
 def test_folders_named_like_checkpoints_are_skipped(tmp_path: Path) -> None:
     _trained(tmp_path)
     (tmp_path / "step-0000000099.pt").mkdir()
