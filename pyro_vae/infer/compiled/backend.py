@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +14,18 @@ from torch import Tensor, fx
 from ..._warn import warn
 from .lower import lowered
 from .toolchain import FAST_CPU, inductor, kept_on_disk
+from .undo import gpus
 
 logger = logging.getLogger(__name__)
 
 Run = Callable[..., Any]  # (*held, *inputs) -> list of tensors
 
-# Random numbers as PyTorch's eager operations draw them. No asserts of sizes: a call of other sizes has another graph.
-_OPTIONS = {"fallback_random": True, "size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
+# Random numbers as PyTorch's eager operations draw them, and in their order. No asserts of sizes: a call of other sizes
+# has another graph.
+_OPTIONS = {
+    **{"fallback_random": True, "reorder_for_locality": False},
+    **{"size_asserts": False, "alignment_asserts": False, "scalar_asserts": False},
+}
 
 # The most operations of a graph that is compiled: about a minute. A loop over many time steps makes more.
 MOST_OPERATIONS = 4000
@@ -27,7 +33,9 @@ MOST_OPERATIONS = 4000
 _said: set[str] = set()
 
 
-def compiled(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor]) -> Run:
+def compiled(
+    graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor], like: Mapping[int, Tensor] | None = None
+) -> Run:
     """``graph`` through torch's inductor for these inputs, and on a GPU as one CUDA graph on top.
 
     Where inductor fails, for want of a C++ compiler say, or the graph has more than ``MOST_OPERATIONS``, it is run
@@ -38,6 +46,7 @@ def compiled(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor]) ->
         graph: takes ``held`` and then ``inputs``.
         held: tensors that every call brings again, at the same address.
         inputs: tensors like those of later calls.
+        like: by the position of an output, a tensor whose strides it is to have; as the compiler likes for others.
     """
     operations = len(graph.graph.nodes)
     if operations > MOST_OPERATIONS:
@@ -51,10 +60,15 @@ def compiled(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor]) ->
     on_cpu = all(t.device.type == "cpu" for t in (*held, *inputs))
     try:
         compiler = inductor(on_cpu)
-        # What torch's own code warns of while it compiles (deprecated parts of its own) is nothing a user could mend.
-        with torch.no_grad(), warnings.catch_warnings(), kept_on_disk([*held, *inputs]) as examples:
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices=gpus()),  # the compiler tries programs on random inputs
+            warnings.catch_warnings(),
+            kept_on_disk([*held, *inputs]) as examples,
+        ):
+            # What torch's own code warns of while it compiles (its own deprecated parts) is nothing a user could mend.
             warnings.simplefilter("ignore")
-            run = _first_that_works(_ways(compiler, graph, examples, on_cpu))
+            run = _with_strides(_first_that_works(_ways(compiler, graph, examples, on_cpu)), like or {})
     except Exception as error:
         reason = str(error).strip().partition("\n")[0][:200]
         logger.debug("compilation failed", exc_info=True)
@@ -81,12 +95,12 @@ def _ways(compiler: Any, graph: fx.GraphModule, examples: list[Tensor], on_cpu: 
     """Ways to compile, the one that takes least time first."""
     # How many threads is told for the sake of releases that took one number's program for another's.
     fast = _OPTIONS | FAST_CPU | {"cpp.threads": torch.get_num_threads()}
-    ways: list[Callable[[], Run]] = [
-        lambda: lowered(graph, examples, fast),
-        lambda: compiler.compile(graph, examples, options=fast),
-        lambda: compiler.compile(graph, examples, options=_OPTIONS),
-    ]
-    return ways if on_cpu and examples else ways[-1:]
+    last = partial(compiler.compile, graph, examples, options=_OPTIONS)
+    if not examples:
+        return [last]
+    if not on_cpu:
+        return [partial(lowered, graph, examples, _OPTIONS), last]
+    return [partial(lowered, graph, examples, fast), partial(compiler.compile, graph, examples, options=fast), last]
 
 
 def _first_that_works(ways: list[Callable[[], Run]]) -> Run:
@@ -96,6 +110,26 @@ def _first_that_works(ways: list[Callable[[], Run]]) -> Run:
         except Exception:
             logger.debug("one way of compiling failed, the next one follows", exc_info=True)
     return ways[-1]()
+
+
+def _with_strides(run: Run, like: Mapping[int, Tensor]) -> Run:
+    """Return ``run`` with outputs in the strides of other tensors.
+
+    The compiler may store a gradient in another order than its parameter. The fused kernels of the optimizers take
+    the elements as they lie in memory: on a CPU they would mix them up without a word.
+    """
+    to_copy: list[int] | None = None  # found in the first call: a compiled function gives the same strides each time
+
+    def with_strides(*tensors: Tensor) -> list[Tensor]:
+        nonlocal to_copy
+        out = list(run(*tensors))
+        if to_copy is None:
+            to_copy = [i for i, t in like.items() if out[i].stride() != t.stride()]
+        for i in to_copy:
+            out[i] = torch.empty_like(like[i]).copy_(out[i])
+        return out
+
+    return with_strides if like else run
 
 
 class _CudaGraph:

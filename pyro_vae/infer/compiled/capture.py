@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,8 +46,13 @@ def captured_step(call: Call, *, before: Watch, gradients: Gradients, compile: b
 
     def function(*inputs: Tensor) -> list[Tensor]:
         new_args, new_kwargs = with_tensors((args, kwargs), list(inputs))
+        given = flatten((new_args, new_kwargs), [])
         loss, params = program.evaluate(kind, new_args, new_kwargs)
-        _require_unchanged((new_args, new_kwargs), (args, kwargs))
+        if flatten((new_args, new_kwargs), []) != given:
+            raise CaptureError(
+                "model, guide or objective changes its arguments (a list or a dictionary among them); a graph would "
+                "not. Copy them before."
+            )
         loss_type = type(loss) if isinstance(loss, tuple) else None
         losses = parts(as_tensors(loss, params))
         distinct = {id(p): p for p in params.values()}.values()  # one tensor may have two names
@@ -80,7 +84,8 @@ def captured_step(call: Call, *, before: Watch, gradients: Gradients, compile: b
     step = CapturedStep(kind, graph, held, before, program.optim, traced, gradients)
     if compile:
         share_casts(cheapen_checks(graph))
-        step.compiler = lambda inputs: compiled(choose_products(copy.deepcopy(graph)), held, inputs)
+        like = {traced.losses + i: p.detach() for i, p in enumerate(traced.trained)}
+        step.compiler = lambda inputs: compiled(choose_products(copy.deepcopy(graph)), held, inputs, like)
     logger.info(
         "captured %s for inputs %s: %d operations, traced in %.2f s",
         kind,
@@ -102,15 +107,6 @@ def _refuse(program: Program, tensors: list[Tensor], params: dict[str, Tensor]) 
         raise CaptureError(
             "an argument requires a gradient, and a graph gives gradients to parameters only. Detach it, or let model "
             "and guide close over it."
-        )
-
-
-def _require_unchanged(after: Any, before: Any) -> None:
-    """Refuse a run that changes its arguments: a graph would not."""
-    if flatten(after, [], "args") != flatten(before, [], "args"):
-        raise CaptureError(
-            "model, guide or objective changes its arguments (a list or a dictionary among them); a graph would not. "
-            "Copy them before."
         )
 
 

@@ -49,7 +49,11 @@ class GuardedAdam:
     @staticmethod
     def fits(optim: Any, params: list[Tensor]) -> bool:
         """Whether these parameters can be updated here, with this optimizer as it is."""
-        if not isinstance(optim, FusedOptim) or optim.optimizer is None or len({p.device for p in params}) != 1:
+        if (
+            not isinstance(optim, FusedOptim)
+            or optim.optimizer is None
+            or len({(p.device, p.dtype) for p in params}) != 1
+        ):
             return False
         if type(optim.optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
             return False

@@ -17,14 +17,19 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = torch.ops.aten
 
+# On a GPU; inductor would compare uniform numbers, which gives the same draws on a CPU alone.
+_SAME_DRAWS: dict[Any, Callable[..., Any]] = {
+    aten.bernoulli.default: lambda p, *, generator=None: aten.bernoulli.Tensor(p, p, generator=generator)
+}
+
 
 def lowered(graph: fx.GraphModule, examples: list[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
-    """Return ``graph`` compiled by inductor for the CPU.
+    """Return ``graph`` compiled by inductor.
 
     Args:
         graph: operations of ``aten``, with no gradient left to take; it is not changed.
         examples: fake tensors of one mode, like the graph's inputs.
-        options: inductor's options, ``cpp_wrapper`` among them.
+        options: inductor's options.
 
     Raises:
         Exception: whatever inductor raises at what it cannot do.
@@ -33,11 +38,13 @@ def lowered(graph: fx.GraphModule, examples: list[Tensor], options: dict[str, An
     from torch._inductor.decomposition import select_decomp_table
     from torch._inductor.virtualized import V
 
-    with config.patch({**compile_fx.get_cpp_wrapper_config(), **options}), V.set_fake_mode(examples[0].fake_mode):  # type: ignore[attr-defined]
-        simple = functional(graph, examples, select_decomp_table())
+    cpp_wrapper = options.get("cpp_wrapper", False)
+    options = {**(compile_fx.get_cpp_wrapper_config() if cpp_wrapper else {}), **options}
+    with config.patch(options), V.set_fake_mode(examples[0].fake_mode):  # type: ignore[attr-defined]
+        simple = functional(graph, examples, select_decomp_table() | ({} if cpp_wrapper else _SAME_DRAWS))
         last = next(iter(reversed(simple.graph.nodes)))
         last.meta["user_visible_output_idxs"] = range(len(last.args[0]))  # their strides are kept
-        run = compile_fx.compile_fx_inner(simple, examples, cpp_wrapper=True, is_inference=True)
+        run = compile_fx.compile_fx_inner(simple, examples, cpp_wrapper=cpp_wrapper, is_inference=True)
     return lambda *tensors: run(list(tensors))
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+import platform
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +19,7 @@ _MULTIPLY_ADDS, _SIDE = 10**6, 64
 
 
 def share_casts(graph: fx.GraphModule) -> fx.GraphModule:
-    """Casts each tensor to bfloat16 once, though products take it as it is and transposed."""
+    """Cast each tensor to bfloat16 once, though products take it as it is and transposed."""
     cast: dict[fx.Node, fx.Node] = {}
     for node in list(graph.graph.nodes):
         if node.target is not aten._to_copy.default or node.kwargs != {"dtype": torch.bfloat16}:
@@ -39,7 +42,7 @@ def share_casts(graph: fx.GraphModule) -> fx.GraphModule:
 
 
 def behind_views(node: Any) -> tuple[Any, bool]:
-    """The node that this one shows, and whether it does so transposed."""
+    """Return the node that this one shows, and whether it does so transposed."""
     transposed = False
     while node.target in (aten.t.default, aten.detach.default, aten.alias.default):
         transposed ^= node.target is aten.t.default
@@ -48,13 +51,14 @@ def behind_views(node: Any) -> tuple[Any, bool]:
 
 
 def choose_products(graph: fx.GraphModule) -> fx.GraphModule:
-    """Gives each large float32 product on the CPU to oneDNN, and leaves small ones to ``aten::mm``.
+    """Give each large float32 product on the CPU to oneDNN, and leave small ones to ``aten::mm``.
 
-    ``aten::mm`` goes to BLAS (MKL, OpenBLAS), which on some processors takes twice oneDNN's time for a large product,
-    on others the same, and anywhere less for a small one. The rule asks for shapes alone: a choice by the clock would
-    make a resumed run another one in the last bits. Where PyTorch has no oneDNN, nothing changes.
+    ``aten::mm`` goes to BLAS (MKL, OpenBLAS), which on AMD's processors takes up to twice oneDNN's time for a large
+    product and less for a small one. On Intel's, MKL takes no more time than oneDNN, and two thirds where a factor is
+    transposed: there nothing changes, and neither where PyTorch has no oneDNN. The rule asks for shapes alone: a
+    choice by the clock would make a resumed run another one in the last bits.
     """
-    onednn_mm = _onednn_mm()
+    onednn_mm = None if _mkl_on_intel() else _onednn_mm()
     if onednn_mm is None:
         return graph
     for node in list(graph.graph.nodes):
@@ -78,6 +82,15 @@ def choose_products(graph: fx.GraphModule) -> fx.GraphModule:
         graph.graph.erase_node(node)
     graph.recompile()
     return graph
+
+
+@functools.cache
+def _mkl_on_intel() -> bool:
+    """Whether products go to MKL on a processor of Intel's."""
+    names = [platform.processor()]
+    with contextlib.suppress(OSError):  # Linux names the vendor here alone
+        names.append(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0])
+    return torch.backends.mkl.is_available() and any("GenuineIntel" in name for name in names)
 
 
 @functools.cache
@@ -111,7 +124,7 @@ _libraries: list[Any] = []
 
 
 def cheapen_checks(graph: fx.GraphModule) -> fx.GraphModule:
-    """Reads a weight's gradient for :func:`all_finite` off the two factors of its product, where those are smaller.
+    """Read a weight's gradient for :func:`all_finite` off the two factors of its product, where those are smaller.
 
     No entry of ``a @ b`` exceeds ``sum|a| * sum|b|``, so where that is finite the product is: for a small batch two
     short sums in place of one over every weight.

@@ -92,6 +92,13 @@ class _Reader:
                 stack.append(MISSING if found is None else found.value)
                 if found is not None:
                     yield found
+            elif name == "LOAD_SUPER_ATTR":  # super().name, from Python 3.12 on
+                owner, cls, function = _pop(stack), _pop(stack), _pop(stack)
+                known_super = function is super and isinstance(cls, type) and owner is not MISSING
+                found = attribute(_Super(cls, owner), key) if known_super else None
+                stack.append(MISSING if found is None else found.value)
+                if found is not None:
+                    yield found
             elif name == "STORE_ATTR":
                 found, _ = written(_pop(stack), key), _pop(stack)
                 if found is not None:

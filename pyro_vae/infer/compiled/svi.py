@@ -24,7 +24,7 @@ from .gradients import Gradients
 from .losses import as_tensors, is_a_bound, marked, numbers, parts
 from .program import Call, Kind, Program, call_of, digest_of, stands_in_a_context
 from .replace import compile_step
-from .undo import undone
+from .undo import set_torch_random_state, torch_random_state, undone
 from .words import Words
 
 __all__ = ["CompiledSVI"]
@@ -222,7 +222,7 @@ class CompiledSVI(SVI):
         step.calls += 1
         if step.compiler is not None and step.calls >= self.compile_after:
             compile_step(step, call)
-        random_state = torch.get_rng_state() if step.may_fail else None
+        random_state = torch_random_state() if step.may_fail else None
         try:
             new = self.check_steps > 0 and not step.held_since  # not compared yet, though counted on after a resume
             difference = audit(step, call) if new or audit_due(step.calls, self.check_steps) else None
@@ -232,7 +232,7 @@ class CompiledSVI(SVI):
         except RuntimeError as error:
             if random_state is None:
                 raise
-            torch.set_rng_state(random_state)
+            set_torch_random_state(random_state)
             difference = None
             reason = CaptureError(f"the graph fails on these data ({error}); model or guide may handle such an error.")
         self._cache.drop(call.key, step)

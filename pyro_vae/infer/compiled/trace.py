@@ -45,6 +45,7 @@ _PYRO_QUESTIONS = {
 _VALIDATION = vars(torch.distributions.distribution)
 _COMMON_SCALE = inspect.unwrap(pyro.infer.traceenum_elbo._get_common_scale).__code__
 _SPLINE = inspect.unwrap(_monotonic_rational_spline).__code__
+_RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 _SEQUENTIAL_PLATE = IndepMessenger.__iter__.__code__
 _SEED = 0x5EED_0F_C0DE  # no seed that a program would set
 
@@ -141,7 +142,7 @@ class _NumbersAsTensors(TorchFunctionMode):
             return _value(args[0])
         if func is torch.Tensor.register_hook and args[1].__code__.co_filename == pyro.util.__file__:
             return None  # a look for NaN in a gradient
-        if func is torch.lstm:  # oneDNN's fused one cannot be taken apart into forwards and backwards
+        if func in _RECURRENT:  # oneDNN's and cuDNN's fused ones cannot be taken apart into forwards and backwards
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # these flags of torch warn of another setting
                 return _unfused(func, args, kwargs or {})
@@ -181,7 +182,7 @@ class _NumbersAsTensors(TorchFunctionMode):
 
 
 def _unfused(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    with torch.backends.mkldnn.flags(enabled=False):
+    with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
         return func(*args, **kwargs)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-__all__ = ["host_random_state", "undone", "writes_to"]
+__all__ = ["gpus", "host_random_state", "set_torch_random_state", "torch_random_state", "undone", "writes_to"]
 
 # These operators write to running statistics without saying so in their schema: positions of what they write.
 _SILENT_WRITES = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4), "miopen_batch_norm": (3, 4)}
@@ -38,13 +38,12 @@ def undone(params: Iterable[Tensor] = (), *, before_each: Operation | None = Non
     gradients = [p.grad for p in params]
     for p in params:
         p.grad = None
-    cuda = sorted({p.device.index for p in params if p.device.type == "cuda"})
     writes = _Writes(before_each)
     store = pyro.get_param_store()
     kept = {name: dict(getattr(store, name)) for name in _STORE}
     host = host_random_state()
     try:
-        with torch.random.fork_rng(devices=cuda), writes:
+        with torch.random.fork_rng(devices=gpus()), writes:
             yield
     finally:
         writes.undo()
@@ -111,3 +110,22 @@ def host_random_state() -> tuple[Any, ...]:
     """Return the state of Python's and numpy's global random numbers."""
     state = np.random.get_state(legacy=True)
     return random.getstate(), (state[1].tobytes(), *state[2:])  # type: ignore[index]
+
+
+def torch_random_state() -> dict[int | None, Tensor]:
+    """Return the states of torch's generators: the CPU's (under None) and those of the GPUs."""
+    return {None: torch.get_rng_state()} | {gpu: torch.cuda.get_rng_state(gpu) for gpu in gpus()}
+
+
+def set_torch_random_state(states: dict[int | None, Tensor]) -> None:
+    """Set torch's generators to what :func:`torch_random_state` returned."""
+    for gpu, state in states.items():
+        if gpu is None:
+            torch.set_rng_state(state)
+        else:
+            torch.cuda.set_rng_state(state, gpu)
+
+
+def gpus() -> list[int]:
+    """Return the GPUs that random numbers may be drawn on: all of them, once this process uses one."""
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []

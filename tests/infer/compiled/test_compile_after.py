@@ -20,7 +20,7 @@ def compiled_for(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The batch sizes of graphs that were compiled; their programs differ from the graphs by a rounding."""
     sizes: list[int] = []
 
-    def compiled(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor]) -> Callable[..., Any]:
+    def compiled(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor], like: Any) -> Callable[..., Any]:
         sizes.append(len(inputs[0]))
         return lambda *tensors: [t * (1 + 1e-6) if t.dim() else t for t in graph(*tensors)]  # gradients, not flags
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 import pyro_vae as pv
 from pyro_vae.infer.compiled import backend
 from tests.helpers import small_vae
 from tests.helpers.programs import PROGRAMS
-from tests.strangers.runner import CAPTURED, NOTICED, outcome
-from tests.strangers.runner import PROGRAMS as STRANGERS
+from tests.strangers.runner import AUDIT, CAPTURED, NOTICED, ROUNDED, outcome
+from tests.strangers.test_strangers import PROGRAMS as STRANGERS  # filled by the modules that it imports
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -47,7 +49,9 @@ def no_waiting() -> Iterator[Any]:
 
         def step_end(self, run: pv.Run) -> None:
             if run.step == self.first:
-                torch.cuda.set_sync_debug_mode("error")
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # torch calls this mode a prototype
+                    torch.cuda.set_sync_debug_mode("error")
             if run.step == self.last:
                 torch.cuda.set_sync_debug_mode("default")
             self.reached = run.step
@@ -106,7 +110,7 @@ def test_steps_of_fit_do_not_wait_for_the_device(vae: pv.VAE, x: Tensor, loss: A
 
 
 def test_a_step_of_fit_launches_one_graph_and_reads_nothing_back(vae: pv.VAE, x: Tensor) -> None:
-    profiler = torch.profiler.profile()
+    profiler = torch.profiler.profile(acc_events=True)
 
     class Profile(pv.Callback):
         def step_end(self, run: pv.Run) -> None:
@@ -167,7 +171,7 @@ def test_a_resumed_run_ends_where_the_whole_one_ends(x: Tensor, tmp_path: Path, 
     whole = run(4)
     run(2)
     resumed = run(4, resume=tmp_path / "False")
-    assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+    torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
 
 
 def test_bounds_are_those_of_the_cpu(vae: pv.VAE, x: Tensor) -> None:
@@ -188,20 +192,27 @@ def test_a_program_of_the_tests_ends_where_pyros_ends(name: str) -> None:
         pyro.set_rng_seed(0)
         with torch.device(DEVICE):
             model, guide = program.make()
-            move = [a.to(DEVICE) if isinstance(a, Tensor) else a for a in program.args]
+            args = tree_map(lambda a: a.to(DEVICE) if isinstance(a, Tensor) else a, program.args)
             svi = svi_class(model, guide, pv.Adam({"lr": 0.01}), program.loss(), **options)
             pyro.set_rng_seed(5)
-            return [float(svi.step(*move, **program.kwargs)) for _ in range(8)]
+            return [float(svi.step(*args, **program.kwargs)) for _ in range(8)]
 
     expected = run(SVI)
     assert run(pv.CompiledSVI, compile=True, **EVERY_STEP) == pytest.approx(expected, rel=1e-4)
 
 
+# Programs whose data must be on the host: for numpy, scipy, packed sequences or a generator of the CPU's.
+ON_THE_HOST = {"a_numpy_array", "values_by_numpy", "values_by_scipy", "packed_sequences", "a_generator_of_torch"}
+# Where the operations of a GPU are others: eigenvalues to the last bit, no look at labels or for a failed factorization.
+OTHERWISE = {"eigenvalues": CAPTURED, "one_hot_of_known_width": CAPTURED, "an_exception_on_a_value": AUDIT}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STRANGERS)
+@pytest.mark.parametrize("name", sorted(STRANGERS.keys() - ON_THE_HOST))
 def test_a_stranger_ends_where_pyros_ends(name: str) -> None:
     entry = STRANGERS[name]
     with torch.device(DEVICE):
         got, words = outcome(entry, compile="graph", tolerance=1e-4)
-    expected = CAPTURED if entry.outcome == NOTICED else entry.outcome
-    assert got == expected, words
+    expected = OTHERWISE.get(name, CAPTURED if entry.outcome == NOTICED else entry.outcome)
+    # Without cuDNN's fused kernel, recurrent networks differ by a rounding.
+    assert got == expected or (name in ("gru", "rnn") and got == ROUNDED), words

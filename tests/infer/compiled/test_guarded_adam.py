@@ -7,9 +7,11 @@ import pyro
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
+from torch import Tensor
 from torch.optim.lr_scheduler import ExponentialLR
 
 from pyro_vae.infer import CompiledSVI, FusedOptim
+from pyro_vae.infer.compiled import backend
 from tests.helpers.programs import SmallVAE, binary
 
 OPTIONS = {
@@ -52,6 +54,29 @@ def test_it_is_torchs(name: str) -> None:
     for key, state in plain.get_state()["params"].items():
         for entry, value in svi.optim.get_state()["params"][key].items():
             assert torch.allclose(value, state[entry], rtol=1e-4, atol=1e-9), (key, entry)
+
+
+@pytest.mark.parametrize("name", ["plain", "not fused"])
+def test_gradients_that_the_compiler_stores_in_another_order_are_put_in_order(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ways(compiler: Any, graph: Any, examples: Any, on_cpu: bool) -> Any:
+        def run(*tensors: Tensor) -> list[Tensor]:
+            return [out.mT.contiguous().mT if out.dim() == 2 else out for out in graph(*tensors)]
+
+        return [lambda: run]
+
+    monkeypatch.setattr(backend, "_ways", ways)
+    pyro.set_rng_seed(0)
+    vae = SmallVAE()
+    other = copy.deepcopy(vae)
+    pyro.clear_param_store()
+    losses = train(SVI(vae.model, vae.guide, optimiser(name), Trace_ELBO()), 12)
+    pyro.clear_param_store()
+    svi = CompiledSVI(other.model, other.guide, optimiser(name), Trace_ELBO(), compile_after=1, check_steps=0)
+    assert train(svi, 12) == pytest.approx(losses, rel=1e-5)
+    for p, q in zip(vae.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("compile", [False, "graph"])

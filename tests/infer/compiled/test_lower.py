@@ -48,7 +48,7 @@ def test_every_program_computes_the_same_without_writes(name: str, monkeypatch: 
     program = PROGRAMS[name]
     found: list[tuple[fx.GraphModule, list[Tensor]]] = []
 
-    def note(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor]) -> fx.GraphModule:
+    def note(graph: fx.GraphModule, held: list[Tensor], inputs: list[Tensor], like: Any) -> fx.GraphModule:
         found.append((graph, [*held, *inputs]))
         return graph
 

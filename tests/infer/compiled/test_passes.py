@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.infer.compiled import bfloat16
+from pyro_vae.infer.compiled import bfloat16, passes
 from pyro_vae.infer.compiled.bfloat16 import Bfloat16Products
 from pyro_vae.infer.compiled.passes import choose_products, share_casts
 
@@ -39,16 +39,22 @@ def test_a_tensor_is_cast_once_though_used_as_it_is_and_transposed() -> None:
         assert torch.equal(got, expected)
 
 
-def test_large_products_go_to_onednn_by_their_shape_alone() -> None:
+@pytest.mark.parametrize("intel", [False, True])
+def test_large_products_go_to_onednn_by_their_shape_alone_but_on_intel(
+    intel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "_mkl_on_intel", lambda: intel)
+    onednn = torch.backends.mkldnn.is_available() and not intel
+
     def function(a: Tensor, b: Tensor, bias: Tensor) -> list[Tensor]:
         return [a @ b, torch.addmm(bias, a, b), a[:3] @ b]
 
     a, b, bias = torch.randn(130, 120), torch.randn(120, 140), torch.randn(140)
     graph = choose_products(make_fx(function)(a, b, bias))
     targets = [node.target for node in graph.graph.nodes]
-    if torch.backends.mkldnn.is_available():
+    if onednn:
         assert targets.count(torch.ops.pyro_vae.onednn_mm.default) == 2
-    assert targets.count(aten.mm.default) == (1 if torch.backends.mkldnn.is_available() else 2)
+    assert targets.count(aten.mm.default) == (1 if onednn else 2)
     exact = [t.double() for t in (a, b, bias)]
     for got, want in zip(graph(a, b, bias), function(*exact), strict=True):
         assert torch.allclose(got.double(), want, atol=1e-3)
