@@ -203,7 +203,7 @@ def test_a_program_of_the_tests_ends_where_pyros_ends(name: str) -> None:
 
 # Programs whose data must be on the host: for numpy, scipy, packed sequences or a generator of the CPU's.
 ON_THE_HOST = {"a_numpy_array", "values_by_numpy", "values_by_scipy", "packed_sequences", "a_generator_of_torch"}
-# Where the operations of a GPU are others: eigenvalues to the last bit, no look at labels or for a failed factorization.
+# Where a GPU's operations are others: eigenvalues to the last bit, no look at labels or for a failed factorization.
 OTHERWISE = {"eigenvalues": CAPTURED, "one_hot_of_known_width": CAPTURED, "an_exception_on_a_value": AUDIT}
 
 
