@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from ..._warn import warn
 from .captured_step import CapturedStep
 from .errors import CaptureError, CaptureWarning
-from .watch import Watch
+from .watch import STORE, Watch
 
 __all__ = ["Cache"]
 
@@ -72,10 +72,12 @@ class Cache:
         elif change is not None:
             self._changes[key] = self._changes.get(key, 0) + 1
             if self._changes[key] == _CHANGES:
-                raise CaptureError(
-                    f"what model, guide or objective reads differs from call to call: {change}. Pass it as a tensor "
-                    "argument."
+                cure = (
+                    "A decaying average is one (use_decaying_avg_baseline); a baseline that is a network is not."
+                    if change.startswith(STORE)
+                    else "Pass it as a tensor argument."
                 )
+                raise CaptureError(f"what model, guide or objective reads differs from call to call: {change}. {cure}")
         if self._new_keys == max(16, 2 * self.most):
             warn(
                 f"{self._new_keys} calls came with shapes or Python values not seen before and were run by Pyro. "

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from .reading import MISSING, contents_of
 
-__all__ = ["PLAIN", "Watch", "has_hooks"]
+__all__ = ["PLAIN", "STORE", "Watch", "has_hooks"]
 
 _FLAGS = operator.attrgetter("requires_grad", "_backward_hooks", "_post_accumulate_grad_hooks")
+STORE = "Pyro's parameter store"  # whose change it is, in words
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, enum.Enum, np.generic)
 
 
@@ -120,7 +121,7 @@ class Watch:
         if list(map(_FLAGS, self._tensors)) != self._flags:
             return "a parameter was frozen or unfrozen, or got a gradient hook"
         if self._own and not all(map(operator.is_, map(_stored().get, self._own_names), self._own)):
-            return "Pyro's parameter store: a pyro.param was removed or replaced"
+            return f"{STORE}: a pyro.param was removed or replaced"
         return None
 
     def restore(self) -> None:
