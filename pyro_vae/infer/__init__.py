@@ -2,7 +2,15 @@
 
 from .compiled import CaptureError, CaptureWarning, CompiledSVI
 from .importance import trace_log_weights
-from .objectives import TraceIWAE_ELBO, TraceSTL_ELBO
+from .objectives import (
+    TraceFreeBits_ELBO,
+    TraceIWAE_ELBO,
+    TraceMMD,
+    TraceRenyi_ELBO,
+    TraceSTL_ELBO,
+    TraceTC_ELBO,
+    TraceWakeSleep,
+)
 from .optim import Adam, FusedOptim
 
 __all__ = [
@@ -11,7 +19,12 @@ __all__ = [
     "CaptureWarning",
     "CompiledSVI",
     "FusedOptim",
+    "TraceFreeBits_ELBO",
     "TraceIWAE_ELBO",
+    "TraceMMD",
+    "TraceRenyi_ELBO",
     "TraceSTL_ELBO",
+    "TraceTC_ELBO",
+    "TraceWakeSleep",
     "trace_log_weights",
 ]

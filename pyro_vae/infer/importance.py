@@ -93,6 +93,7 @@ class Weights(NamedTuple):
     scale: float  # N/B of the plate of the data
     nesting: int  # dimensions of the plates
     shape: tuple[int, ...]  # of the plates, K first: what the log-weights were flattened from
+    log_q: Tensor  # (K, B)
     tempering: Any  # what poutine.scale multiplies log q by, that of the first latent variable
 
 
@@ -153,7 +154,8 @@ def weigh(
     for site in (*of_the_data.values(), *guide_sites.values()):
         factorization.check_shape(site, found + 1)
 
-    terms = [-_log_density(site, data, tempered) for site in guide_sites.values()]
+    of_guide = [_log_density(site, data, tempered) for site in guide_sites.values()]
+    terms = [-term for term in of_guide]
     # What is summed out, and all that depends on it, is one term.
     summed, others = _split(of_the_data, found)
     terms += [_log_density(site, data, tempered) for site in others.values()]
@@ -163,8 +165,11 @@ def weigh(
     shape[0] = num_particles
     if data is not None:
         shape[data.dim] = data.size
-    log_weights = torch.as_tensor(sum(terms)).expand(shape).reshape(num_particles, -1)
-    return Weights(log_weights, 1.0 if data is None else data.scale, found, tuple(shape), tempering)
+    log_weights, total_log_q = (
+        torch.as_tensor(sum(parts)).expand(shape).reshape(num_particles, -1) for parts in (terms, of_guide)
+    )
+    scale = 1.0 if data is None else data.scale
+    return Weights(log_weights, scale, found, tuple(shape), total_log_q, tempering)
 
 
 def _traces(

@@ -7,18 +7,16 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from pyro.infer.elbo import ELBO
-from pyro.infer.util import torch_item
-from pyro.util import warn_if_nan
 from torch import Tensor
 
 from ..importance import weigh
 from ..path_gradient import GradientFactor
+from .differentiable import DifferentiableELBO
 
 __all__ = ["TraceIWAE_ELBO"]
 
 
-class TraceIWAE_ELBO(ELBO):
+class TraceIWAE_ELBO(DifferentiableELBO):
     r"""The importance-weighted bound, per datum and unscaled inside the logarithm.
 
     .. math:: \mathcal{L}_K = \frac{N}{B} \sum_{b=1}^{B} \log \frac{1}{K} \sum_{k=1}^{K}
@@ -122,22 +120,3 @@ class TraceIWAE_ELBO(ELBO):
             factor.factor = 1.0 + found.tempering * (normalized - 1.0)
         bound = torch.logsumexp(found.log_weights, dim=0) - math.log(self.num_particles)
         return -found.scale * bound.sum()
-
-    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """Minus the bound in nats, summed over the data."""
-        with torch.no_grad():
-            loss: float = torch_item(self.differentiable_loss(model, guide, *args, **kwargs))
-        warn_if_nan(loss, "loss")
-        return loss
-
-    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """The same, and adds its gradients to the parameters' ``.grad``."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward(retain_graph=self.retain_graph)
-        value: float = torch_item(loss)
-        warn_if_nan(value, "loss")
-        return value
-
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError("TraceIWAE_ELBO weighs all particles in one trace (pyro_vae.infer.importance).")
