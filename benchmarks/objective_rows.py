@@ -32,6 +32,7 @@ OBJECTIVES: dict[str, Callable[[], Any]] = {
     "iwae-5": lambda: pv.TraceIWAE_ELBO(5),
     "dreg-5": lambda: pv.TraceIWAE_ELBO(5, "dreg"),
     "stl-iwae-5": lambda: pv.TraceIWAE_ELBO(5, "stl"),
+    "renyi": lambda: pv.TraceRenyi_ELBO(0.5, 5),
 }
 LATENT_DIM, HIDDEN_DIMS, BATCH_SIZE, LEARNING_RATE, BETA_WARMUP = 40, (500, 500), 200, 4e-3, 3.0
 

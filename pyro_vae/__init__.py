@@ -8,6 +8,7 @@ from .conditional import Conditional
 from .evaluate import Bounds, bounds, elbo, iwae, log_likelihood, log_weights
 from .infer import (
     Adam,
+    AutoGlobalGuide,
     CaptureError,
     CaptureWarning,
     CompiledSVI,
@@ -20,6 +21,7 @@ from .infer import (
     TraceTC_ELBO,
     TraceWakeSleep,
     distributed,
+    with_globals,
 )
 from .likelihoods import (
     BernoulliLikelihood,
@@ -58,6 +60,7 @@ __all__ = [
     "VAE",
     "Adam",
     "AnyLeadingDims",
+    "AutoGlobalGuide",
     "BernoulliLikelihood",
     "BetaLikelihood",
     "Bounds",
@@ -110,4 +113,5 @@ __all__ = [
     "one_cycle",
     "plots",
     "read_checkpoint",
+    "with_globals",
 ]

@@ -1,6 +1,7 @@
 """How a story is fitted: objectives, compiled SVI, optimizers, importance weights, several processes."""
 
 from .compiled import CaptureError, CaptureWarning, CompiledSVI
+from .globals import AutoGlobalGuide, with_globals
 from .importance import trace_log_weights
 from .objectives import (
     TraceFreeBits_ELBO,
@@ -15,6 +16,7 @@ from .optim import Adam, FusedOptim
 
 __all__ = [
     "Adam",
+    "AutoGlobalGuide",
     "CaptureError",
     "CaptureWarning",
     "CompiledSVI",
@@ -27,4 +29,5 @@ __all__ = [
     "TraceTC_ELBO",
     "TraceWakeSleep",
     "trace_log_weights",
+    "with_globals",
 ]

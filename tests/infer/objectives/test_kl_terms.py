@@ -243,9 +243,9 @@ def test_it_holds_the_aggregate_posterior_to_the_prior() -> None:
             pyro.sample("z", dist.Normal(loc.expand(len(x), 1), scale).to_event(1))
 
     pyro.set_rng_seed(0)
-    svi = SVI(nothing, shifted, pv.Adam({"lr": 0.02}), pv.TraceMMD(1.0))
-    for _ in range(400):
-        svi.step(torch.zeros(300))
+    svi = SVI(nothing, shifted, pv.Adam({"lr": 0.03}), pv.TraceMMD(1.0))
+    for _ in range(250):
+        svi.step(torch.zeros(150))
     assert abs(pyro.param("loc")) < 0.15
     assert pyro.param("scale").item() == pytest.approx(1.0, abs=0.15)
 
