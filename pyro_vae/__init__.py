@@ -8,13 +8,20 @@ from .conditional import Conditional
 from .evaluate import Bounds, bounds, elbo, iwae, log_likelihood, log_weights
 from .infer import (
     Adam,
+    AutoGlobalGuide,
     CaptureError,
     CaptureWarning,
     CompiledSVI,
     FusedOptim,
+    TraceFreeBits_ELBO,
     TraceIWAE_ELBO,
+    TraceMMD,
+    TraceRenyi_ELBO,
     TraceSTL_ELBO,
+    TraceTC_ELBO,
+    TraceWakeSleep,
     distributed,
+    with_globals,
 )
 from .likelihoods import (
     BernoulliLikelihood,
@@ -53,6 +60,7 @@ __all__ = [
     "VAE",
     "Adam",
     "AnyLeadingDims",
+    "AutoGlobalGuide",
     "BernoulliLikelihood",
     "BetaLikelihood",
     "Bounds",
@@ -82,8 +90,13 @@ __all__ = [
     "StandardNormalPrior",
     "StudentTLikelihood",
     "TensorBoard",
+    "TraceFreeBits_ELBO",
     "TraceIWAE_ELBO",
+    "TraceMMD",
+    "TraceRenyi_ELBO",
     "TraceSTL_ELBO",
+    "TraceTC_ELBO",
+    "TraceWakeSleep",
     "__version__",
     "bounds",
     "cyclical",
@@ -100,4 +113,5 @@ __all__ = [
     "one_cycle",
     "plots",
     "read_checkpoint",
+    "with_globals",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from . import factorization
 from .factorization import PARTICLES, DataPlate, Site
+from .path_gradient import GradientFactor, latent_sites, path_log_probs
 
 __all__ = ["trace_log_weights"]
 
@@ -91,6 +92,9 @@ class Weights(NamedTuple):
     log_weights: Tensor  # (K, B)
     scale: float  # N/B of the plate of the data
     nesting: int  # dimensions of the plates
+    shape: tuple[int, ...]  # of the plates, K first: what the log-weights were flattened from
+    log_q: Tensor  # (K, B)
+    tempering: Any  # what poutine.scale multiplies log q by, that of the first latent variable
 
 
 def weigh(
@@ -103,6 +107,8 @@ def weigh(
     plate: str | None = "data",
     tempered: bool = False,
     reparameterized: bool = False,
+    path: bool = False,
+    factor: GradientFactor | None = None,
     nesting: int | None = None,
 ) -> Weights:
     """The log-weights ``(K, B)`` and what an objective needs beside them.
@@ -116,12 +122,14 @@ def weigh(
         plate: see ``model``.
         tempered: keep what ``poutine.scale`` multiplies (a beta that warms up); the plate's N/B stays out all the same.
         reparameterized: refuse latent variables that pass no gradient to the guide.
+        path: leave the score out of the gradient of log q (see :func:`pyro_vae.infer.path_gradient.path_log_probs`).
+        factor: multiplies the gradient that the draws get from both densities; every score must be left out then.
         nesting: that of an earlier call with the same model and guide, which need not be checked again then.
     """
     if num_particles < 1:
         raise ValueError(f"num_particles: expected an integer >= 1, got {num_particles}.")
     kwargs = {} if kwargs is None else kwargs
-    model_trace, guide_trace, found = _traces(model, guide, args, kwargs, num_particles, nesting)
+    model_trace, guide_trace, found, values = _traces(model, guide, args, kwargs, num_particles, factor, nesting)
     model_sites = factorization.sites_with_density(model_trace)
     guide_sites = factorization.sites_with_density(guide_trace)
     factorization.check_match(model_sites, guide_sites)
@@ -134,11 +142,20 @@ def weigh(
 
     model_trace.compute_log_prob()
     guide_trace.compute_log_prob()
+    tempering: Any = 1.0
+    if path:
+        in_particles = pyro.plate(PARTICLES, num_particles, dim=-1 - found)(guide)
+        along = path_log_probs(in_particles, guide_trace, args, kwargs, values)
+        if factor is not None:
+            tempering = _tempering(guide_trace, along.keys(), data, tempered)
+        for name, log_q in along.items():
+            guide_sites[name]["unscaled_log_prob"] = log_q
     of_the_data = factorization.of_the_data(model_sites, data)
     for site in (*of_the_data.values(), *guide_sites.values()):
         factorization.check_shape(site, found + 1)
 
-    terms = [-_log_density(site, data, tempered) for site in guide_sites.values()]
+    of_guide = [_log_density(site, data, tempered) for site in guide_sites.values()]
+    terms = [-term for term in of_guide]
     # What is summed out, and all that depends on it, is one term.
     summed, others = _split(of_the_data, found)
     terms += [_log_density(site, data, tempered) for site in others.values()]
@@ -148,8 +165,11 @@ def weigh(
     shape[0] = num_particles
     if data is not None:
         shape[data.dim] = data.size
-    log_weights = torch.as_tensor(sum(terms)).expand(shape).reshape(num_particles, -1)
-    return Weights(log_weights, 1.0 if data is None else data.scale, found)
+    log_weights, total_log_q = (
+        torch.as_tensor(sum(parts)).expand(shape).reshape(num_particles, -1) for parts in (terms, of_guide)
+    )
+    scale = 1.0 if data is None else data.scale
+    return Weights(log_weights, scale, found, tuple(shape), total_log_q, tempering)
 
 
 def _traces(
@@ -158,24 +178,29 @@ def _traces(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     num_particles: int,
+    factor: GradientFactor | None,
     nesting: int | None,
-) -> tuple[Any, Any, int]:
-    """Traces with the particles in a plate left of all others, and the number of the others' dimensions."""
+) -> tuple[Any, Any, int, dict[str, Tensor]]:
+    """Traces with the particles in a plate left of all others, the number of the others' dimensions, draws to score."""
     if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
         guide(*args, **kwargs)  # its parameters have the shapes of one particle
 
-    def run(nesting: int) -> tuple[Any, Any, int]:
+    def run(nesting: int) -> tuple[Any, Any, dict[str, Tensor]]:
         particles = pyro.plate(PARTICLES, num_particles, dim=-1 - nesting)
         guide_trace = poutine.trace(particles(guide)).get_trace(*args, **kwargs)
+        values = {} if factor is None else factor.values(guide_trace)
+        drawn = guide_trace.copy()
+        for name, value in values.items():
+            drawn.nodes[name] = {**drawn.nodes[name], "value": value}
         enumerated = poutine.enum(particles(model), first_available_dim=-2 - nesting)
-        model_trace = poutine.trace(poutine.replay(enumerated, trace=guide_trace)).get_trace(*args, **kwargs)
-        return model_trace, guide_trace, factorization.nesting_of([model_trace, guide_trace])
+        model_trace = poutine.trace(poutine.replay(enumerated, trace=drawn)).get_trace(*args, **kwargs)
+        return model_trace, guide_trace, values
 
     first = nesting or 1  # most stories have one plate
     try:
-        model_trace, guide_trace, found = run(first)
-        if found <= first:
-            return model_trace, guide_trace, first
+        model_trace, guide_trace, values = run(first)
+        if factorization.nesting_of([model_trace, guide_trace]) <= first:
+            return model_trace, guide_trace, first, values
     except ValueError as error:
         if "collide at dim" not in str(error):  # of the particles with another plate
             raise
@@ -183,7 +208,30 @@ def _traces(
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     deepest = factorization.nesting_of([model_trace, guide_trace])
-    return *run(deepest)[:2], deepest
+    model_trace, guide_trace, values = run(deepest)
+    return model_trace, guide_trace, deepest, values
+
+
+def _tempering(guide_trace: Any, without_score: Collection[str], data: DataPlate | None, tempered: bool) -> Any:
+    """What log q is multiplied by, the same for all latent variables; and refuse scores that must stay in."""
+    found: list[Any] = []
+    for name, site in latent_sites(guide_trace).items():
+        if name not in without_score:
+            raise ValueError(
+                f"site {name!r}: expected a distribution whose score is known to be zero on average, got "
+                f"{type(site['fn']).__name__}. The doubly reparameterised gradient needs it of all latent variables: "
+                "use gradient='standard' or 'stl'."
+            )
+        scale = _scale(site, data, tempered)
+        found.append(scale if not isinstance(site["mask"], Tensor) else scale * site["mask"])
+    if get_proxy_mode() is None:
+        for other in found[1:]:
+            if not torch.equal(*torch.broadcast_tensors(torch.as_tensor(other), torch.as_tensor(found[0]))):
+                raise ValueError(
+                    "poutine.scale or poutine.mask: expected the same around all latent variables of the guide, as the "
+                    "doubly reparameterised gradient needs it. Use gradient='standard'."
+                )
+    return found[0] if found else 1.0
 
 
 def _log_density(site: Site, data: DataPlate | None, tempered: bool) -> Tensor:

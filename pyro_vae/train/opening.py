@@ -11,6 +11,7 @@ from ..infer.distributed.processes import world_size
 from .callbacks.dispatch import Dispatch
 from .feed.arguments import Arguments, require_arguments
 from .feed.batching import Feed, naming_the_batch
+from .global_sites import warn_of_globals
 from .late import LateParts
 from .parameters import look_at
 from .resume import generators
@@ -117,6 +118,7 @@ def _look(
         look = look_at(run.svi, args, arguments.keyword(args, run.values))
     late.take_in(look)
     stepper.rows.learn(args, look.model_trace)
+    warn_of_globals(look.model_trace, run.batches_per_epoch)
     for module in run.modules:
         module.train()
 

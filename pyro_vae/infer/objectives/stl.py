@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro.poutine as poutine
 import torch
-from pyro.distributions import Delta
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
-from torch import Tensor
-from torch.distributions import TransformedDistribution
-from torch.distributions.constraints import Constraint
+from pyro.poutine.messenger import Messenger
+
+from ..path_gradient import path_log_probs
 
 __all__ = ["TraceSTL_ELBO"]
 
@@ -25,14 +25,19 @@ class TraceSTL_ELBO(Trace_ELBO):
     .. math:: \nabla_\phi \log q_\phi(z_\phi(\epsilon)) =
         \nabla_z \log q_\phi(z) \, \nabla_\phi z_\phi(\epsilon) + (\nabla_\phi \log q_\phi)(z)
 
-    of which the score is zero on average: pure noise, and left out here, for each latent variable given those that it
-    depends on. Where q is the exact posterior, and none of its latent variables depends on another, what remains is
-    zero for *every* draw; and it becomes small as q comes near. The value is ``Trace_ELBO``'s, draw by draw.
+    of which the score is zero on average: pure noise, and left out here. Where q is the exact posterior, what remains
+    is zero for *every* draw, also where one latent variable depends on another, and for flows; and it becomes small as
+    q comes near. The value is ``Trace_ELBO``'s, draw by draw.
 
-    Where the score may be more than noise, or cannot be told apart, it stays in, as in ``Trace_ELBO``: latent variables
-    without a reparameterised sampler, straight-through ones, a ``Delta`` that brings its own log-density, a support
-    that depends on the parameters (``Uniform``), a plain ``TransformedDistribution`` (a flow), whose support and
-    inverse are not to be relied on.
+    Far from the optimum it can be the noisier gradient: with q far too narrow, the path of log q is steep, and the
+    score would have cancelled it.
+
+    A guide with several latent variables is run twice a step, the second time at the first one's draws with detached
+    parameters; its layers with batch normalization then update their running statistics twice, and dropout in it is
+    refused. Where the score may be more than noise, or cannot be told apart, it stays in, as in ``Trace_ELBO``: latent
+    variables without a reparameterised sampler, straight-through ones, a ``Delta`` that brings its own log-density, a
+    support that depends on the parameters (``Uniform``), a flow whose transforms have no inverse or do not take all of
+    the real line.
 
     Args:
         num_particles: as in ``pyro.infer.Trace_ELBO``, and so are all other arguments.
@@ -59,36 +64,14 @@ class TraceSTL_ELBO(Trace_ELBO):
     """
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
-        sites = guide_trace.nodes.values() if torch.is_grad_enabled() else ()
-        for site in sites:
-            if site["type"] == "sample" and not site["is_observed"] and _score_is_noise(site["fn"], site["value"]):
-                log_q = site["fn"].log_prob(site["value"].detach(), *site["args"], **site["kwargs"])
-                score = scale_and_mask(log_q - log_q.detach(), site["scale"], site["mask"])
-                log_prob, score_function, entropy = site["score_parts"]
-                site["score_parts"] = ScoreParts(log_prob, score_function, entropy - score)
+        if not torch.is_grad_enabled():
+            return super()._get_trace(model, guide, args, kwargs)
+        recorded = guide if isinstance(poutine.unwrap(guide), Messenger) else poutine.trace(guide)
+        model_trace, guide_trace = super()._get_trace(model, recorded, args, kwargs)
+        full = guide_trace if recorded is guide else recorded.trace  # with subsamples, which the former leaves out
+        for name, log_q in path_log_probs(guide, full, args, kwargs).items():
+            site = guide_trace.nodes[name]
+            log_prob, score_function, _ = site["score_parts"]
+            entropy = scale_and_mask(log_q, site["scale"], site["mask"])
+            site["score_parts"] = ScoreParts(log_prob, score_function, entropy)
         return model_trace, guide_trace
-
-
-def _score_is_noise(fn: Any, value: Tensor) -> bool:
-    """Whether a distribution's score at its own draws is zero on average, and can be had from its log-density."""
-    if not fn.has_rsample or hasattr(value, "_unquantize"):  # the mark of straight-through draws
-        return False
-    level = fn
-    while level is not None:
-        if isinstance(level, Delta) or getattr(type(level), "support", None) is TransformedDistribution.support:
-            return False
-        level = getattr(level, "base_dist", None)
-    try:
-        return not _depends_on_parameters(fn.support)
-    except NotImplementedError:
-        return False
-
-
-def _depends_on_parameters(constraint: Any) -> bool:
-    """Whether a bound of a support, or of a part of it, has a gradient."""
-    if isinstance(constraint, Tensor):
-        return constraint.requires_grad
-    if isinstance(constraint, Constraint):
-        return any(map(_depends_on_parameters, vars(constraint).values()))
-    return isinstance(constraint, list | tuple) and any(map(_depends_on_parameters, constraint))
