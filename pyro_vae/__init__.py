@@ -6,6 +6,7 @@ from . import data, plots
 from ._version import __version__
 from .conditional import Conditional
 from .evaluate import Bounds, bounds, elbo, iwae, log_likelihood, log_weights
+from .flows import autoregressive_flow
 from .infer import (
     Adam,
     AutoGlobalGuide,
@@ -36,8 +37,14 @@ from .likelihoods import (
 )
 from .models import VAE, latent_scale, module
 from .networks import MLP, AnyLeadingDims, ConvDecoder, ConvEncoder, GatedMLP
-from .posteriors import DiagonalNormalPosterior
-from .priors import StandardNormalPrior
+from .posteriors import (
+    DeltaPosterior,
+    DiagonalNormalPosterior,
+    FlowPosterior,
+    LowRankNormalPosterior,
+    MultivariateNormalPosterior,
+)
+from .priors import FlowPrior, MixturePrior, StandardNormalPrior, VampPrior, fit_prior
 from .train import (
     Callback,
     Checkpoint,
@@ -75,14 +82,20 @@ __all__ = [
     "ContinuousBernoulliLikelihood",
     "ConvDecoder",
     "ConvEncoder",
+    "DeltaPosterior",
     "DiagonalNormalPosterior",
     "EarlyStopping",
+    "FlowPosterior",
+    "FlowPrior",
     "FusedOptim",
     "GatedMLP",
     "GaussianLikelihood",
     "History",
     "LaplaceLikelihood",
     "LearningRate",
+    "LowRankNormalPosterior",
+    "MixturePrior",
+    "MultivariateNormalPosterior",
     "NegativeBinomialLikelihood",
     "PoissonLikelihood",
     "Run",
@@ -97,13 +110,16 @@ __all__ = [
     "TraceSTL_ELBO",
     "TraceTC_ELBO",
     "TraceWakeSleep",
+    "VampPrior",
     "__version__",
+    "autoregressive_flow",
     "bounds",
     "cyclical",
     "data",
     "distributed",
     "elbo",
     "fit",
+    "fit_prior",
     "iwae",
     "latent_scale",
     "linear_warmup",

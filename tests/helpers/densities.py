@@ -12,6 +12,7 @@ import torch
 from pyro.distributions.testing import gof
 from torch import Tensor
 from torch.distributions import biject_to, constraints
+from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 
 def total_mass(p: Any, points: int = 20_001) -> float:
@@ -65,7 +66,7 @@ def _fit_pvalue(p: Any, log_prob: Callable[[Tensor], Tensor], n: int) -> float:
 
 def _element_support(p: Any) -> Any:
     support = p.support
-    while isinstance(support, constraints.independent):
+    while isinstance(support, (constraints.independent, MixtureSameFamilyConstraint)):
         support = support.base_constraint
     return support
 

@@ -1,4 +1,4 @@
-"""Priors p(z): modules whose ``forward(*given)`` returns a distribution over one datum's latent variable."""
+"""The standard normal prior."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ._checks import require_positive_int
+from .._checks import require_positive_int
 
 __all__ = ["StandardNormalPrior"]
 

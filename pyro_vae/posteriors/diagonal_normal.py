@@ -1,4 +1,4 @@
-"""Amortised posteriors q(z|x): modules whose ``forward(x, *given)`` returns a distribution over the latent variable."""
+"""A normal posterior with diagonal covariance."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ._checks import dtype_of, require_float, require_positive_number
-from ._precision import at_least_float32
+from .._checks import dtype_of, require_float, require_positive_number
+from .._precision import at_least_float32
 
 __all__ = ["DiagonalNormalPosterior"]
 

@@ -1,0 +1,49 @@
+"""A point in place of a posterior distribution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from .._checks import dtype_of, require_float
+from .._precision import at_least_float32
+
+__all__ = ["DeltaPosterior"]
+
+
+class DeltaPosterior(nn.Module):
+    r"""A point mass at what a network gives: a maximum a posteriori estimate of each latent variable.
+
+    .. math:: q(z \mid x) = \delta(z - \mathrm{network}(x))
+
+    A point has no density, so that there is no bound on log p(x): minus the loss is log p(x, z) at that point, and
+    :func:`pyro_vae.bounds` refuses it. A VAE with it is an autoencoder whose code is regularized by the prior.
+
+    Args:
+        network: any module that maps ``(*, *E)`` to ``(*, D)``.
+
+    Returns:
+        ``forward(x, *given)`` returns a distribution of batch shape ``*`` and event shape ``(D,)``.
+
+    Raises:
+        TypeError: ``x`` is not a floating-point tensor.
+
+    Example:
+        >>> import torch
+        >>> DeltaPosterior(nn.Linear(784, 3))(torch.zeros(5, 784)).sample().shape
+        torch.Size([5, 3])
+
+    Source:
+        Pyro's ``AutoDelta``, amortized.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, *given: Any) -> dist.Delta:
+        """Return q(z|x); ``given`` is not used."""
+        require_float("x", x, dtype_of(self.network))
+        return dist.Delta(at_least_float32(self.network(x))).to_event(1)

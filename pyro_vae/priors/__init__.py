@@ -1,0 +1,9 @@
+"""Priors p(z): modules whose ``forward(*given)`` returns a distribution over one datum's latent variable."""
+
+from .fit_prior import fit_prior
+from .flow import FlowPrior
+from .mixture import MixturePrior
+from .standard_normal import StandardNormalPrior
+from .vamp import VampPrior
+
+__all__ = ["FlowPrior", "MixturePrior", "StandardNormalPrior", "VampPrior", "fit_prior"]
