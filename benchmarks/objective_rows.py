@@ -47,7 +47,13 @@ def build(train_images: Tensor) -> pv.VAE:
 
 
 def train(
-    objective: Any, images: Tensor, seed: int, epochs: int, *, progress: bool = True
+    objective: Any,
+    images: Tensor,
+    seed: int,
+    epochs: int,
+    *,
+    build: Callable[[Tensor], pv.VAE] = build,
+    progress: bool = True,
 ) -> tuple[pv.VAE, list[float]]:
     """A trained VAE, and the seconds of each epoch."""
     pyro.clear_param_store()

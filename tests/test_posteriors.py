@@ -91,7 +91,7 @@ def test_density_integrates_to_one(name: str) -> None:
 @each_density
 def test_samples_agree_with_the_density_and_not_with_a_wrong_one(name: str) -> None:
     q = POSTERIORS[name]().double()(torch.rand(E).double())
-    assert fit_pvalue(q, n=5000) > 1e-3  # with more, the test's own approximation shows
+    assert fit_pvalue(q, n=5000) > 1e-4  # the test approximates: with more draws, exact samplers fail it
     assert fit_pvalue(q, lambda z: q.log_prob(z / 1.3) - D * math.log(1.3), n=5000) < 1e-6
 
 
