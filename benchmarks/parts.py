@@ -5,8 +5,8 @@
 
 Split, binarization, optimizer and compiled bfloat16 training are the example's. The objective is the example's too,
 ``TraceSTL_ELBO``; but ``Trace_ELBO`` for the flow posteriors, which that would invert at each step. Writes
-ROW-SEED.json, with the test ELBO and the importance-weighted bound of 200 particles. The row ``fitted-prior`` trains the
-plain VAE, and then fits a mixture of 500 components to its aggregate posterior.
+ROW-SEED.json, with the test ELBO and the importance-weighted bound of 200 particles. The row ``fitted-prior`` trains
+the plain VAE, and then fits a mixture of 500 components to its aggregate posterior.
 """
 
 from __future__ import annotations
