@@ -138,6 +138,12 @@ def check_latents(model_sites: dict[str, Site], guide_sites: dict[str, Site], da
     """Every latent variable belongs to a datum."""
     if data is None:
         return
+    for name, site in guide_sites.items():
+        if site["is_observed"] and not _within(site, data):
+            raise ValueError(
+                f"site {name!r} of the guide is observed outside the plate {data.name!r} of the data, and not in the "
+                "model: its density belongs to no datum. Move it into that plate, or leave it out."
+            )
     for name, site in (*model_sites.items(), *guide_sites.items()):
         if not site["is_observed"] and not _within(site, data):
             raise ValueError(
@@ -145,6 +151,15 @@ def check_latents(model_sites: dict[str, Site], guide_sites: dict[str, Site], da
                 "over the data. Move it into that plate; or fix its value, by pyro.poutine.condition in the model and "
                 "pyro.poutine.block(..., hide=[...]) in the guide, for bounds given that value; or use Trace_ELBO."
             )
+
+
+def not_given_to_both(model_sites: dict[str, Site], guide_sites: dict[str, Site]) -> dict[str, Site]:
+    """The guide's sites without those that are observed in the model too (``poutine.condition``): no draw of q."""
+    return {
+        name: site
+        for name, site in guide_sites.items()
+        if not (site["is_observed"] and name in model_sites and model_sites[name]["is_observed"])
+    }
 
 
 def of_the_data(sites: dict[str, Site], data: DataPlate | None) -> dict[str, Site]:

@@ -133,6 +133,7 @@ def weigh(
     model_sites = factorization.sites_with_density(model_trace)
     guide_sites = factorization.sites_with_density(guide_trace)
     factorization.check_match(model_sites, guide_sites)
+    guide_sites = factorization.not_given_to_both(model_sites, guide_sites)
     data = factorization.find_data_plate([*model_sites.values(), *guide_sites.values()], plate)
     factorization.check_latents(model_sites, guide_sites, data)
     if reparameterized:

@@ -535,3 +535,48 @@ def test_an_objective_checks_each_new_story() -> None:
     objective.loss(narrow, given_mean_guide, X[:, 0])
     with pytest.raises(ValueError, match="point mass"):
         objective.loss(narrow, point_guide, X[:, 0])
+
+
+def test_what_is_conditioned_in_model_and_guide_is_no_draw_of_the_guide() -> None:
+    """log q of a value that was given has no place in a weight, be it global or a datum's."""
+
+    def model(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(w, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(3.0, 0.1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x + w) / 2, 0.5**0.5))
+
+    x, w, z = torch.tensor([0.3, -1.2, 2.0]), torch.tensor(0.7), torch.tensor([0.1, 0.2, 0.3])
+    given = [poutine.condition(function, {"w": w}) for function in (model, guide)]
+    exact = dist.Normal(w, 2**0.5).log_prob(x)
+    assert torch.allclose(trace_log_weights(*given, (x,), num_particles=3), exact.expand(3, 3), atol=1e-5)
+    assert TraceIWAE_ELBO(2).loss(*given, x) == pytest.approx(-exact.sum().item(), rel=1e-5)
+    given = [poutine.condition(function, {"w": w, "z": z}) for function in (model, guide)]
+    joint = dist.Normal(w, 1.0).log_prob(z) + dist.Normal(z, 1.0).log_prob(x)
+    assert torch.allclose(trace_log_weights(*given, (x,), num_particles=3), joint.expand(3, 3), atol=1e-5)
+
+
+def test_a_factor_of_the_guide_counts_in_its_datum_and_is_refused_outside() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor, inside: bool = True) -> None:
+        if not inside:
+            pyro.factor("f", torch.tensor(1.0), has_rsample=True)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+            if inside:
+                pyro.factor("f", torch.ones(len(x)), has_rsample=True)
+
+    x = torch.tensor([0.3, -1.2, 2.0])
+    log_w = trace_log_weights(model, guide, (x,), num_particles=2)
+    assert torch.allclose(log_w, (dist.Normal(0.0, 2**0.5).log_prob(x) - 1).expand(2, 3), atol=1e-5)
+    with pytest.raises(ValueError, match="'f' of the guide is observed outside the plate 'data'"):
+        trace_log_weights(model, lambda x: guide(x, inside=False), (x,), num_particles=2)

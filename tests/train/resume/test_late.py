@@ -22,6 +22,9 @@ import pyro_vae as pv
 from pyro_vae.infer import Adam
 from pyro_vae.train import Checkpoint, fit, linear_warmup
 
+# Small stories: whether a global variable counts its batch as all data does not matter here.
+pytestmark = pytest.mark.filterwarnings("ignore:latent variable '.*' is global")
+
 
 def train(m: Any, data: Any, callbacks: list[Any], resume: Any = None) -> Any:
     schedules = {"time": linear_warmup(9, end=9.0)} if m.timed else {}
@@ -161,6 +164,27 @@ def test_decaying_average_baselines(step: int, tmp_path: Path) -> None:
     check(with_baseline, lambda: images(20).split(8), tmp_path, step)
     names = [name for name in pyro.get_param_store() if "baseline" in name]
     assert names == ["__baseline_avg_downstream_cost_c"]
+
+
+def with_network_baseline() -> Any:
+    """The same with a network for a baseline, trained beside model and guide."""
+    network = nn.Linear(6, 1)
+    story = with_baseline().svi
+
+    def guide(x: Any) -> None:
+        pyro.module("baseline", network)
+        q = pyro.param("q", torch.tensor(0.5), constraint=dist.constraints.unit_interval)
+        baseline = {"nn_baseline": lambda mean: network(mean).squeeze(-1), "nn_baseline_input": x.mean(0)}
+        pyro.sample("c", dist.Bernoulli(q), infer={"baseline": baseline})
+
+    svi = SVI(story.model, guide, pyro.optim.Adam({"lr": 1e-2}), TraceGraph_ELBO())
+    return SimpleNamespace(svi=svi, vae=network, timed=False)
+
+
+@pytest.mark.parametrize("step", [2, 6])
+def test_networks_as_baselines(step: int, tmp_path: Path) -> None:
+    check(with_network_baseline, lambda: images(20).split(8), tmp_path, step)
+    assert "baseline$$$weight" in pyro.get_param_store()
 
 
 # -- loaders and samplers ----------------------------------------------------------------------------------------------

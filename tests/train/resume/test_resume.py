@@ -22,6 +22,9 @@ import pyro_vae as pv
 from pyro_vae.infer import Adam, CompiledSVI
 from pyro_vae.train import Callback, Checkpoint, EarlyStopping, LearningRate, fit, linear_warmup, one_cycle
 
+# Small stories: whether a global variable counts its batch as all data does not matter here.
+pytestmark = pytest.mark.filterwarnings("ignore:latent variable '.*' is global")
+
 
 class Killed(BaseException):
     """What no one catches, as a SIGKILL."""
