@@ -29,11 +29,13 @@ from .likelihoods import (
     BetaLikelihood,
     CategoricalLikelihood,
     ContinuousBernoulliLikelihood,
+    DiscretizedLogisticLikelihood,
     GaussianLikelihood,
     LaplaceLikelihood,
     NegativeBinomialLikelihood,
     PoissonLikelihood,
     StudentTLikelihood,
+    ZeroInflatedNegativeBinomialLikelihood,
 )
 from .models import VAE, latent_scale, module
 from .networks import MLP, AnyLeadingDims, ConvDecoder, ConvEncoder, GatedMLP
@@ -84,6 +86,7 @@ __all__ = [
     "ConvEncoder",
     "DeltaPosterior",
     "DiagonalNormalPosterior",
+    "DiscretizedLogisticLikelihood",
     "EarlyStopping",
     "FlowPosterior",
     "FlowPrior",
@@ -111,6 +114,7 @@ __all__ = [
     "TraceTC_ELBO",
     "TraceWakeSleep",
     "VampPrior",
+    "ZeroInflatedNegativeBinomialLikelihood",
     "__version__",
     "autoregressive_flow",
     "bounds",

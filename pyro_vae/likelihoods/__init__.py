@@ -10,20 +10,24 @@ from .bernoulli import BernoulliLikelihood
 from .beta import BetaLikelihood
 from .categorical import CategoricalLikelihood
 from .continuous_bernoulli import ContinuousBernoulliLikelihood
+from .discretized_logistic import DiscretizedLogisticLikelihood
 from .gaussian import GaussianLikelihood
 from .laplace import LaplaceLikelihood
 from .negative_binomial import NegativeBinomialLikelihood
 from .poisson import PoissonLikelihood
 from .student_t import StudentTLikelihood
+from .zero_inflated_negative_binomial import ZeroInflatedNegativeBinomialLikelihood
 
 __all__ = [
     "BernoulliLikelihood",
     "BetaLikelihood",
     "CategoricalLikelihood",
     "ContinuousBernoulliLikelihood",
+    "DiscretizedLogisticLikelihood",
     "GaussianLikelihood",
     "LaplaceLikelihood",
     "NegativeBinomialLikelihood",
     "PoissonLikelihood",
     "StudentTLikelihood",
+    "ZeroInflatedNegativeBinomialLikelihood",
 ]

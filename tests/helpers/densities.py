@@ -76,6 +76,11 @@ def _all_values(support: Any, event_shape: torch.Size) -> Tensor:
     if support is constraints.boolean:
         elements = [0.0, 1.0]
     else:
+        levels = getattr(support, "num_levels", None)  # of a discretized logistic distribution, in [0, 1]
+        if levels is not None:
+            elements = [k / (levels - 1) for k in range(levels)]
+            values = list(itertools.product(elements, repeat=event_shape.numel()))
+            return torch.tensor(values, dtype=torch.float64).reshape(-1, *event_shape)
         lower, upper = getattr(support, "lower_bound", 0), getattr(support, "upper_bound", 300)
         elements = [float(value) for value in range(int(lower), int(upper) + 1)]
     values = list(itertools.product(elements, repeat=event_shape.numel()))

@@ -34,6 +34,7 @@ class Case(NamedTuple):
 COUNTS = {0.5: "got 0.5. Round it", -1.0: "got -1", math.nan: "got nan", math.inf: "got inf"}
 PROPORTIONS = {0.0: "got 0. Rescale", 1.0: "got 1. Rescale", 1.5: "got 1.5", math.nan: "got nan"}
 UNIT = {255.0: "Rescale", 1.5: "got 1.5. Rescale", -0.1: "got -0.1", math.nan: "got nan"}
+LEVELS = {0.3: "got 0.3. Divide", 1.25: "got 1.25. Divide", -0.25: "got -0.25", math.nan: "got nan"}
 FINITE = {math.inf: "got inf", math.nan: "got nan"}
 LIKELIHOODS = {
     "BernoulliLikelihood": Case(
@@ -53,6 +54,12 @@ LIKELIHOODS = {
         (0.0, 1.0, 3.0),
     ),
     "ContinuousBernoulliLikelihood": Case(pv.ContinuousBernoulliLikelihood, 1, UNIT),
+    "DiscretizedLogisticLikelihood": Case(
+        functools.partial(pv.DiscretizedLogisticLikelihood, num_levels=5), 2, LEVELS, (0.0, 0.25, 1.0)
+    ),
+    "DiscretizedLogisticLikelihood mixture": Case(
+        functools.partial(pv.DiscretizedLogisticLikelihood, num_levels=5, num_components=3), 9, LEVELS, (0.0, 0.25, 1.0)
+    ),
     "GaussianLikelihood fixed": Case(functools.partial(pv.GaussianLikelihood, scale=0.5), 1, FINITE),
     "GaussianLikelihood shared": Case(functools.partial(pv.GaussianLikelihood, scale="shared"), 1, FINITE),
     "GaussianLikelihood per-dimension": Case(
@@ -69,6 +76,15 @@ LIKELIHOODS = {
     "StudentTLikelihood": Case(functools.partial(pv.StudentTLikelihood, df=10.0), 1, FINITE),
     "StudentTLikelihood per-dimension": Case(
         functools.partial(pv.StudentTLikelihood, df=10.0, scale="per-dimension"), 1, FINITE
+    ),
+    "ZeroInflatedNegativeBinomialLikelihood": Case(
+        pv.ZeroInflatedNegativeBinomialLikelihood, 2, COUNTS, (0.0, 1.0, 5.0)
+    ),
+    "ZeroInflatedNegativeBinomialLikelihood predicted": Case(
+        functools.partial(pv.ZeroInflatedNegativeBinomialLikelihood, concentration="predicted"),
+        3,
+        COUNTS,
+        (0.0, 1.0, 5.0),
     ),
 }
 LEADING = [(), (5,), (4, 5)]
@@ -99,7 +115,7 @@ def test_shapes_with_any_leading_dimensions(name: str, leading: tuple[int, ...])
     assert p.sample((7,)).shape == (7, *leading, E)
     expanded = p.expand((6, *leading))
     assert (expanded.batch_shape, expanded.event_shape) == ((6, *leading), (E,))
-    assert torch.equal(expanded.log_prob(x), p.log_prob(x).expand(6, *leading))
+    torch.testing.assert_close(expanded.log_prob(x), p.log_prob(x).expand(6, *leading), rtol=1e-6, atol=0)
 
 
 @each_likelihood
