@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import data, plots
 from ._version import __version__
 from .conditional import Conditional
-from .evaluate import Bounds, bounds, elbo, iwae, log_likelihood, log_weights
+from .evaluate import Bounds, Imputed, bounds, elbo, impute, iwae, log_likelihood, log_weights
 from .flows import autoregressive_flow
 from .infer import (
     Adam,
@@ -36,6 +36,7 @@ from .likelihoods import (
     PoissonLikelihood,
     StudentTLikelihood,
     ZeroInflatedNegativeBinomialLikelihood,
+    observed_elements,
 )
 from .models import VAE, latent_scale, module
 from .networks import MLP, AnyLeadingDims, ConvDecoder, ConvEncoder, GatedMLP
@@ -94,6 +95,7 @@ __all__ = [
     "GatedMLP",
     "GaussianLikelihood",
     "History",
+    "Imputed",
     "LaplaceLikelihood",
     "LearningRate",
     "LowRankNormalPosterior",
@@ -124,12 +126,14 @@ __all__ = [
     "elbo",
     "fit",
     "fit_prior",
+    "impute",
     "iwae",
     "latent_scale",
     "linear_warmup",
     "log_likelihood",
     "log_weights",
     "module",
+    "observed_elements",
     "one_cycle",
     "plots",
     "read_checkpoint",

@@ -59,6 +59,16 @@ def require_event_shape(name: str, value: Tensor, event_shape: Sequence[int], wh
         )
 
 
+def require_mask(name: str, value: Any, x: Tensor) -> None:
+    """Refuse a mask that is not boolean, or not of the shape of the data."""
+    require_tensor(name, value)
+    if value.dtype != torch.bool or value.shape != x.shape:
+        raise ValueError(
+            f"{name}: expected a boolean tensor of the shape of x, {tuple(x.shape)}, True where x is observed, got "
+            f"{value.dtype} of shape {tuple(value.shape)}. Write ~x.isnan(), for instance."
+        )
+
+
 def require_positive_int(name: str, value: Any) -> int:
     """Return ``value`` as an int; refuse what is not an integer (numpy integers are) of at least 1."""
     number = as_int(value)

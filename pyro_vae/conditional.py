@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._checks import as_int, require_float, require_tensor
+from ._checks import as_int, require_float, require_mask, require_tensor
 
 __all__ = ["Conditional"]
 
@@ -26,7 +26,7 @@ class Conditional(nn.Module):
             first and exposures second, ``given=(0,)`` joins the labels. ``part`` gets everything given in any case.
 
     Returns:
-        ``forward(input, *given)`` joins ``input`` ``(*, F)`` with tensors given ``(B, C_i)`` along the last dimension
+        ``forward(input, *given, mask=None)`` joins ``input`` ``(*, F)`` with tensors given ``(B, C_i)`` along the last dimension
         and returns what ``part`` returns.
 
     Raises:
@@ -58,13 +58,23 @@ class Conditional(nn.Module):
         if hasattr(part, "event_shape"):
             self.event_shape = part.event_shape
 
-    def initialize_output_bias(self, x: Tensor, *given: Any) -> None:
+    def initialize_output_bias(self, x: Tensor, *given: Any, mask: Tensor | None = None) -> None:
         """Set the output bias of the likelihood inside; pass what is given to a likelihood with exposures."""
-        self.part.initialize_output_bias(x, *given)
+        self.part.initialize_output_bias(x, *given, mask=mask)
 
-    def forward(self, input: Tensor, *given: Any) -> Any:
-        """Return the distribution of ``part`` at the joined input."""
+    def forward(self, input: Tensor, *given: Any, mask: Tensor | None = None) -> Any:
+        """Return the distribution of ``part`` at the joined input.
+
+        Args:
+            input: x or z, ``(*, F)``.
+            *given: what is given.
+            mask: True where x is observed, of the shape of x: it is joined behind x, which has 0 where it is missing.
+                The network then has 2 * F + C inputs.
+        """
         require_tensor("input", input)
+        if mask is not None:
+            require_mask("mask", mask, input)
+            input = torch.cat([input.where(mask, torch.zeros_like(input)), mask.to(input.dtype)], -1)
         positions = range(max(len(given), 1)) if self.given is None else self.given
         joined = [input]
         for i in positions:

@@ -20,7 +20,7 @@ from ..infer.importance import weigh
 from .captured import captured_pass
 from .data import Data
 
-__all__ = ["Bounds", "bounds", "log_likelihood"]
+__all__ = ["Bounds", "bounds", "bytes_created", "log_likelihood"]
 
 # An evaluation is captured, and then compiled, from so many bytes of created tensors on. Capturing costs what Pyro
 # takes to create about the first number, and the C++ compiler saves its time on about the second.
@@ -153,7 +153,7 @@ def _prepare(
     tolerance: float,
 ) -> _Passes:
     """Measure what a datum costs, cut the evaluation accordingly, and capture a pass of a large one."""
-    per_datum, per_particle = _bytes_created(by_pyro, data)
+    per_datum, per_particle = bytes_created(by_pyro, data)
 
     def cut(most_bytes: int, particles: int = num_particles) -> tuple[int, int]:
         data_per_pass = min(data.rows, max(1, most_bytes // (per_datum + particles * per_particle)))
@@ -229,7 +229,7 @@ def _is_finite(result: Bounds) -> bool:
     return bool((result.iwae.isfinite() & ~result.elbo.isnan()).all())
 
 
-def _bytes_created(by_pyro: Callable[[list[Tensor], int], Tensor], data: Data) -> tuple[int, int]:
+def bytes_created(by_pyro: Callable[[list[Tensor], int], Tensor], data: Data) -> tuple[int, int]:
     """Bytes that a datum creates whatever its particles, and that each of its particles creates.
 
     Both are differences between passes, in which fixed costs cancel. Two data at least, for the sake of modules that

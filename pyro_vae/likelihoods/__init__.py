@@ -14,6 +14,7 @@ from .discretized_logistic import DiscretizedLogisticLikelihood
 from .gaussian import GaussianLikelihood
 from .laplace import LaplaceLikelihood
 from .negative_binomial import NegativeBinomialLikelihood
+from .observation import observed_elements
 from .poisson import PoissonLikelihood
 from .student_t import StudentTLikelihood
 from .zero_inflated_negative_binomial import ZeroInflatedNegativeBinomialLikelihood
@@ -30,4 +31,5 @@ __all__ = [
     "PoissonLikelihood",
     "StudentTLikelihood",
     "ZeroInflatedNegativeBinomialLikelihood",
+    "observed_elements",
 ]

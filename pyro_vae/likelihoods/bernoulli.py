@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._checks import require_shape
 from .observation import Observation, network_output
-from .output_bias import data_mean, set_output_bias
+from .output_bias import mean_over_data, observed_data, set_output_bias
 
 __all__ = ["BernoulliLikelihood"]
 
@@ -63,10 +63,10 @@ class BernoulliLikelihood(nn.Module):
             logits.dtype,
         )
 
-    def initialize_output_bias(self, x: Tensor, *given: Any) -> None:
+    def initialize_output_bias(self, x: Tensor, *given: Any, mask: Tensor | None = None) -> None:
         """Set the network's output bias so that E[x|z] starts at the mean of ``x`` ``(N, *E)``.
 
         On MNIST this saves about 1 nat of training.
         """
-        mean = data_mean(x, low=0.0, high=1.0).clamp(1e-3, 1 - 1e-3)
+        mean = mean_over_data(observed_data(x, mask, low=0.0, high=1.0)).clamp(1e-3, 1 - 1e-3)
         set_output_bias(self.network, mean.logit())

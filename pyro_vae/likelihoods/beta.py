@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._checks import require_shape
 from .observation import Observation, network_output
-from .output_bias import data_mean, set_output_bias
+from .output_bias import mean_over_data, observed_data, set_output_bias, variance_over_data
 from .positive_parameter import PositiveParameter
 
 __all__ = ["BetaLikelihood"]
@@ -84,10 +84,11 @@ class BetaLikelihood(nn.Module):
             check=_inside,
         )
 
-    def initialize_output_bias(self, x: Tensor, *given: Any) -> None:
+    def initialize_output_bias(self, x: Tensor, *given: Any, mask: Tensor | None = None) -> None:
         """Set the network's output bias and a learned concentration to the mean and variance of ``x`` ``(N, *E)``."""
-        mean = data_mean(x, low=0.0, high=1.0).clamp(1e-3, 1 - 1e-3)
-        variance = x.var(0, correction=0).clamp(min=1e-6)
+        x = observed_data(x, mask, low=0.0, high=1.0)
+        mean = mean_over_data(x).clamp(1e-3, 1 - 1e-3)
+        variance = variance_over_data(x).clamp(min=1e-6)
         values = (mean * (1 - mean) / variance - 1).clamp(0.1, 1e3)
         set_output_bias(self.network, mean.logit(), *self.concentration.output_bias(values))
         self.concentration.initialize(values, shared=values.median())

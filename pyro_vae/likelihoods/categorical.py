@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._checks import require_positive_int, require_shape
 from .observation import Observation, network_output
-from .output_bias import data_mean, set_output_bias
+from .output_bias import observed_data, set_output_bias, share_of_data
 
 __all__ = ["CategoricalLikelihood"]
 
@@ -66,14 +66,14 @@ class CategoricalLikelihood(nn.Module):
             logits.dtype,
         )
 
-    def initialize_output_bias(self, x: Tensor, *given: Any) -> None:
+    def initialize_output_bias(self, x: Tensor, *given: Any, mask: Tensor | None = None) -> None:
         """Set the network's output bias to the log of the classes' frequencies in ``x`` ``(N, *E)``.
 
         A class that does not occur counts as half a datum.
         """
-        data_mean(x, low=0.0, high=self.num_classes - 1.0)
-        counts = torch.stack([(x == c).sum(0) for c in range(self.num_classes)]).to(x.dtype)
-        set_output_bias(self.network, *(counts.clamp(min=0.5) / len(x)).log())
+        x = observed_data(x, mask, low=0.0, high=self.num_classes - 1.0)
+        least = 0.5 / len(x)
+        set_output_bias(self.network, *(share_of_data(x, c).clamp(min=least).log() for c in range(self.num_classes)))
 
 
 class FloatCategorical(dist.Categorical):

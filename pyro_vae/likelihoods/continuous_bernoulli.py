@@ -19,7 +19,7 @@ from torch.distributions.kl import register_kl
 
 from .._checks import require_positive_number, require_shape
 from .observation import Observation, network_output
-from .output_bias import data_mean, set_output_bias
+from .output_bias import mean_over_data, observed_data, set_output_bias
 
 __all__ = ["ContinuousBernoulliLikelihood"]
 
@@ -87,13 +87,13 @@ class ContinuousBernoulliLikelihood(nn.Module):
             logits.dtype,
         )
 
-    def initialize_output_bias(self, x: Tensor, *given: Any) -> None:
+    def initialize_output_bias(self, x: Tensor, *given: Any, mask: Tensor | None = None) -> None:
         """Set the network's output bias so that E[x|z] starts at the mean of ``x`` ``(N, *E)``.
 
         The logit is found by bisection, since the mean rises with it. Elements that are constant have no finite logit;
         theirs is 0.9 L, or 100 where there is no bound.
         """
-        mean = data_mean(x, low=0.0, high=1.0).double()
+        mean = mean_over_data(observed_data(x, mask, low=0.0, high=1.0)).double()
         limit = min(0.9 * self.max_logit, 100.0)
         low, high = torch.full_like(mean, -limit), torch.full_like(mean, limit)
         for _ in range(50):

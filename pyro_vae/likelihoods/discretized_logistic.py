@@ -14,7 +14,7 @@ from torch.distributions import constraints
 
 from .._checks import require_positive_int, require_positive_number, require_shape
 from .observation import Observation, network_output
-from .output_bias import data_mean, set_output_bias
+from .output_bias import mean_over_data, observed_data, set_output_bias, variance_over_data
 
 __all__ = ["DiscretizedLogisticLikelihood"]
 
@@ -89,13 +89,14 @@ class DiscretizedLogisticLikelihood(nn.Module):
             loc.dtype,
         )
 
-    def initialize_output_bias(self, x: Tensor, *given: Any) -> None:
+    def initialize_output_bias(self, x: Tensor, *given: Any, mask: Tensor | None = None) -> None:
         """Set the network's output bias to the mean and the standard deviation of each element of ``x`` ``(N, *E)``.
 
         The components are spread over one standard deviation to either side.
         """
-        mean = data_mean(x, low=0.0, high=1.0)
-        std = x.std(0, correction=0).clamp(min=max(0.01, 2 * self.min_scale))
+        x = observed_data(x, mask, low=0.0, high=1.0)
+        mean = mean_over_data(x)
+        std = variance_over_data(x).sqrt().clamp(min=max(0.01, 2 * self.min_scale))
         scale = std * math.sqrt(3) / math.pi  # of a logistic distribution with this standard deviation
         components = torch.arange(self.num_components, dtype=x.dtype, device=x.device)
         middle = (self.num_components - 1) / 2

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .._checks import require_shape
 from .observation import Observation, network_output
-from .output_bias import data_mean, set_output_bias
+from .output_bias import mean_over_data, observed_data, set_output_bias, variance_over_data
 from .positive_parameter import PositiveParameter
 
 __all__ = ["LocationScale"]
@@ -53,9 +53,9 @@ class LocationScale(nn.Module):
             loc.dtype,
         )
 
-    def initialize_output_bias(self, x: Tensor, *given: Any) -> None:
+    def initialize_output_bias(self, x: Tensor, *given: Any, mask: Tensor | None = None) -> None:
         """Set the network's output bias to the mean of ``x`` ``(N, *E)``, and a learned scale to its deviation."""
-        mean = data_mean(x)
-        deviation = x.std(0, correction=0) / self.unit_deviation
+        x = observed_data(x, mask)
+        mean, deviation = mean_over_data(x), variance_over_data(x).sqrt() / self.unit_deviation
         set_output_bias(self.network, mean, *self.scale.output_bias(deviation))
         self.scale.initialize(deviation, shared=deviation.square().mean().sqrt())

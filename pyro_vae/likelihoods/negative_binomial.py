@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .._checks import require_shape
 from .exposure import log_exposure, require_position
 from .observation import Observation, network_output
-from .output_bias import mean_log_rate, set_output_bias
+from .output_bias import mean_log_rate, mean_over_data, observed_data, set_output_bias, variance_over_data
 from .positive_parameter import PositiveParameter
 
 __all__ = ["NegativeBinomialLikelihood"]
@@ -85,14 +85,14 @@ class NegativeBinomialLikelihood(nn.Module):
             log_mean.dtype,
         )
 
-    def initialize_output_bias(self, x: Tensor, *given: Any) -> None:
+    def initialize_output_bias(self, x: Tensor, *given: Any, mask: Tensor | None = None) -> None:
         """Set the network's output bias to the log-mean of ``x`` ``(N, *E)``, and r so that the variance is that of x.
 
         The variance is matched for exposures of 1.
         """
-        offset = log_exposure(self.exposure, given, x, self.event_shape)
-        bias = mean_log_rate(x, offset)
-        mean, variance = x.mean(0), x.var(0, correction=0)
+        x = observed_data(x, mask, low=0.0)
+        bias = mean_log_rate(x, log_exposure(self.exposure, given, x, self.event_shape))
+        mean, variance = mean_over_data(x), variance_over_data(x)
         values = (mean.square() / (variance - mean).clamp(min=1e-2 * mean.square() + 1e-6)).clamp(0.01, 100.0)
         set_output_bias(self.network, bias, *self.concentration.output_bias(values))
         self.concentration.initialize(values, shared=values.median())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .._checks import require_shape
 from .exposure import log_exposure, require_position
 from .observation import Observation, network_output
-from .output_bias import mean_log_rate, set_output_bias
+from .output_bias import mean_log_rate, observed_data, set_output_bias
 
 __all__ = ["PoissonLikelihood"]
 
@@ -67,7 +67,7 @@ class PoissonLikelihood(nn.Module):
             log_rate.dtype,
         )
 
-    def initialize_output_bias(self, x: Tensor, *given: Any) -> None:
+    def initialize_output_bias(self, x: Tensor, *given: Any, mask: Tensor | None = None) -> None:
         """Set the network's output bias to the log-rate of ``x`` ``(N, *E)``, the log of counts over exposures."""
-        offset = log_exposure(self.exposure, given, x, self.event_shape)
-        set_output_bias(self.network, mean_log_rate(x, offset))
+        x = observed_data(x, mask, low=0.0)
+        set_output_bias(self.network, mean_log_rate(x, log_exposure(self.exposure, given, x, self.event_shape)))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .._checks import require_shape
 from .exposure import log_exposure, require_position
 from .observation import Observation, network_output
-from .output_bias import mean_log_rate, set_output_bias
+from .output_bias import mean_log_rate, observed_data, set_output_bias, share_of_data
 from .positive_parameter import PositiveParameter
 
 __all__ = ["ZeroInflatedNegativeBinomialLikelihood"]
@@ -89,11 +89,11 @@ class ZeroInflatedNegativeBinomialLikelihood(nn.Module):
             log_mean.dtype,
         )
 
-    def initialize_output_bias(self, x: Tensor, *given: Any) -> None:
+    def initialize_output_bias(self, x: Tensor, *given: Any, mask: Tensor | None = None) -> None:
         """Set the network's output bias to half of the zeros in ``x`` ``(N, *E)`` being inflated, and to its mean."""
-        offset = log_exposure(self.exposure, given, x, self.event_shape)
-        log_mean = mean_log_rate(x, offset)
-        gate = ((x == 0).to(x.dtype).mean(0) / 2).clamp(0.01, 0.95)
+        x = observed_data(x, mask, low=0.0)
+        log_mean = mean_log_rate(x, log_exposure(self.exposure, given, x, self.event_shape))
+        gate = (share_of_data(x, 0.0) / 2).clamp(0.01, 0.95)
         set_output_bias(
             self.network,
             log_mean - (-gate).log1p(),  # E[x] = (1 - g) mu

@@ -9,7 +9,8 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from .._checks import require_distribution, require_positive_int, require_rows, require_tensor
+from .._checks import require_distribution, require_mask, require_positive_int, require_rows, require_tensor
+from ..likelihoods.observation import observed_elements
 from .latent_scale import latent_scale
 from .module import module
 
@@ -33,13 +34,18 @@ class VAE(nn.Module):
     What is given with the data (labels, exposures) follows ``x`` in every method: each of the three parts gets all of
     it, in order, and uses what it needs.
 
+    Data that are missing are left out of the likelihood, and the posterior is told which they are: they are NaN in
+    ``x`` with ``missing=True``, or ``mask`` says so. See ``docs/missing_data.md``.
+
     To save a VAE, save ``vae.state_dict()``. Pickling the module fails, because Pyro's param store leaves weak
     references on its parameters.
 
     Args:
         prior: ``(*given)`` to p(z), of batch shape ``()`` or ``(B,)`` and event shape ``(D,)``.
         likelihood: ``z`` ``(*, D)``, ``*given`` to p(x|z), of batch shape ``*`` and event shape ``E``.
-        posterior: ``x`` ``(*, *E)``, ``*given`` to q(z|x), of batch shape ``*`` and event shape ``(D,)``.
+        posterior: ``x`` ``(*, *E)``, ``*given`` to q(z|x), of batch shape ``*`` and event shape ``(D,)``. It is called
+            with ``mask=`` where there is one; the posteriors of pyro_vae then join it to the input of their network.
+        missing: whether NaN in ``x`` means missing. Then there always is a mask.
         name: prefix of the parameters in Pyro's param store. Instances may share a name unless they are used in one
             model (see ``pyro_vae.module``).
 
@@ -71,6 +77,7 @@ class VAE(nn.Module):
         likelihood: Callable[..., Any],
         posterior: Callable[..., Any],
         *,
+        missing: bool = False,
         name: str = "vae",
     ) -> None:
         super().__init__()
@@ -80,11 +87,17 @@ class VAE(nn.Module):
         self.prior = prior
         self.likelihood = likelihood
         self.posterior = posterior
+        self.missing = bool(missing)
         self.name = name
         self._compared: tuple[Any, torch.Size] | None = None  # a prior, and the event shape of p(z) and q(z|x)
 
     def model(
-        self, x: Tensor | None = None, *given: Any, size: int | None = None, beta: float | Tensor = 1.0
+        self,
+        x: Tensor | None = None,
+        *given: Any,
+        mask: Tensor | None = None,
+        size: int | None = None,
+        beta: float | Tensor = 1.0,
     ) -> Tensor:
         """Draw z ~ p(z), then draw or observe x ~ p(x|z).
 
@@ -92,6 +105,7 @@ class VAE(nn.Module):
             x: data ``(B, *E)`` to condition on, or ``None`` to draw them.
             *given: what belongs to the data and is not modelled: tensors of B rows; numbers and 0-dim tensors, which
                 belong to all data.
+            mask: True where ``x`` is observed, of the shape of ``x``; what is not is left out of the likelihood.
             size: number of data in the whole set, of which ``x`` is a mini-batch: its terms count ``size / B`` times.
                 By default ``len(x)``, so that they count once. Without ``x``, how many data to draw: by default as
                 many as ``given`` has rows, or 1.
@@ -108,13 +122,21 @@ class VAE(nn.Module):
         with self.data_plate(x, *given, size=size):
             with latent_scale(beta):
                 z = pyro.sample("z", self.prior(*given))
-            return pyro.sample("x", self.decode(z, *given), obs=x)
+            p, observed = self.decode(z, *given), self.observed(x, mask)
+            return pyro.sample("x", p if observed is None else observed_elements(p, observed), obs=x)
 
-    def guide(self, x: Tensor, *given: Any, size: int | None = None, beta: float | Tensor = 1.0) -> Tensor:
+    def guide(
+        self,
+        x: Tensor,
+        *given: Any,
+        mask: Tensor | None = None,
+        size: int | None = None,
+        beta: float | Tensor = 1.0,
+    ) -> Tensor:
         """Draw z ~ q(z|x) and return it. Arguments as in ``model``."""
         module(self.name, self)
         with self.data_plate(x, *given, size=size), latent_scale(beta):
-            return pyro.sample("z", self.encode(x, *given))
+            return pyro.sample("z", self.encode(x, *given, mask=mask))
 
     def data_plate(self, x: Tensor | None, *given: Any, size: int | None = None) -> Any:
         """Return the plate ``"data"`` at ``dim=-1`` over the rows of ``x``, a mini-batch of ``size`` data."""
@@ -148,17 +170,31 @@ class VAE(nn.Module):
             )
         return pyro.plate("data", len(x) if size is None else size, subsample=x, dim=-1)
 
-    def encode(self, x: Tensor, *given: Any) -> Any:
-        """Return q(z|x), a distribution of batch shape ``*`` for ``x`` ``(*, *E)``.
+    def observed(self, x: Tensor | None, mask: Tensor | None = None) -> Tensor | None:
+        """Return the mask of what is observed, of the shape of ``x``; None where nothing can be missing."""
+        if x is None:
+            if mask is not None:
+                raise ValueError("mask: expected data x to go with it, got none. Leave mask out to draw data.")
+            return None
+        if mask is not None:
+            require_mask("mask", mask, x)
+        if not self.missing:
+            return mask
+        return ~x.isnan() if mask is None else mask & ~x.isnan()
+
+    def encode(self, x: Tensor, *given: Any, mask: Tensor | None = None) -> Any:
+        """Return q(z|x), a distribution of batch shape ``*`` for ``x`` ``(*, *E)``, of which ``mask`` is observed.
 
         Its event shape is compared with that of p(z) in the first call, and again after another prior was set.
         """
+        observed = self.observed(x, mask)
         try:
-            q = self.posterior(x, *given)
+            q = self.posterior(x, *given) if observed is None else self.posterior(x, *given, mask=observed)
         except ValueError as error:  # Pyro's own message speaks of the network's output, and not of x
             if isinstance(x, Tensor) and not x.isfinite().all():
                 bad = x[~x.isfinite()][0].item()
-                raise ValueError(f"x: expected finite values, got {bad}. Remove or impute what is missing.") from error
+                fix = "Remove what is missing, or build VAE(..., missing=True), to which NaN means missing."
+                raise ValueError(f"x: expected finite values, got {bad}. {fix}") from error
             raise
         require_distribution("posterior", q)
         self._require_latent_shape(q.event_shape, given)
@@ -171,19 +207,22 @@ class VAE(nn.Module):
         return p
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, *given: Any, num_particles: int | None = None) -> Tensor:
-        """Return the reconstruction of ``x``, an expected datum.
+    def reconstruct(
+        self, x: Tensor, *given: Any, mask: Tensor | None = None, num_particles: int | None = None
+    ) -> Tensor:
+        """Return the reconstruction of ``x``, an expected datum, of all elements, the missing ones too.
 
         Args:
             x: data ``(*, *E)``.
             *given: as in ``model``.
+            mask: as in ``model``.
             num_particles: average E[x|z] over this many draws z ~ q(z|x). By default E[x|z] is taken at the mean of
                 q(z|x), or averaged over 100 draws where q has no mean in closed form (a flow).
 
         Returns:
             ``(*, *E)``.
         """
-        q = self.encode(x, *given)
+        q = self.encode(x, *given, mask=mask)
         if num_particles is None:
             try:
                 return self.decode(q.mean, *given).mean

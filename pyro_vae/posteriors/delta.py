@@ -7,8 +7,8 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from .._checks import dtype_of, require_float
 from .._precision import at_least_float32
+from .network_input import network_input
 
 __all__ = ["DeltaPosterior"]
 
@@ -25,7 +25,7 @@ class DeltaPosterior(nn.Module):
         network: any module that maps ``(*, *E)`` to ``(*, D)``.
 
     Returns:
-        ``forward(x, *given)`` returns a distribution of batch shape ``*`` and event shape ``(D,)``.
+        ``forward(x, *given, mask=None)`` returns a distribution of batch shape ``*`` and event shape ``(D,)``.
 
     Raises:
         TypeError: ``x`` is not a floating-point tensor.
@@ -43,7 +43,6 @@ class DeltaPosterior(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor, *given: Any) -> dist.Delta:
-        """Return q(z|x); ``given`` is not used."""
-        require_float("x", x, dtype_of(self.network))
-        return dist.Delta(at_least_float32(self.network(x))).to_event(1)
+    def forward(self, x: Tensor, *given: Any, mask: Tensor | None = None) -> dist.Delta:
+        """Return q(z|x); ``given`` is not used. With a ``mask``, the network's input is x and the mask, joined."""
+        return dist.Delta(at_least_float32(self.network(network_input(self.network, x, mask)))).to_event(1)

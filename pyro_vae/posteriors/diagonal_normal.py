@@ -7,8 +7,9 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from .._checks import dtype_of, require_float, require_positive_number
+from .._checks import require_positive_number
 from .._precision import at_least_float32
+from .network_input import network_input
 
 __all__ = ["DiagonalNormalPosterior"]
 
@@ -24,7 +25,7 @@ class DiagonalNormalPosterior(nn.Module):
         min_scale: :math:`\sigma_{\min} > 0`, which keeps the density finite.
 
     Returns:
-        ``forward(x, *given)`` returns a distribution of batch shape ``*`` and event shape ``(D,)``.
+        ``forward(x, *given, mask=None)`` returns a distribution of batch shape ``*`` and event shape ``(D,)``.
 
     Raises:
         ValueError: the network's output width is odd; ``min_scale`` is not positive.
@@ -46,10 +47,9 @@ class DiagonalNormalPosterior(nn.Module):
         self.network = network
         self.min_scale = require_positive_number("min_scale", min_scale)
 
-    def forward(self, x: Tensor, *given: Any) -> dist.Independent:
-        """Return q(z|x); ``given`` is not used."""
-        require_float("x", x, dtype_of(self.network))
-        moments = at_least_float32(self.network(x))
+    def forward(self, x: Tensor, *given: Any, mask: Tensor | None = None) -> dist.Independent:
+        """Return q(z|x); ``given`` is not used. With a ``mask``, the network's input is x and the mask, joined."""
+        moments = at_least_float32(self.network(network_input(self.network, x, mask)))
         if moments.shape[-1] % 2:
             raise ValueError(
                 f"network: expected an even output width, 2 * latent_dim (means and log-variances), "

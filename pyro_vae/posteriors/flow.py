@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-from .._checks import as_int, dtype_of, require_float, require_positive_number
+from .._checks import as_int, require_positive_number
 from .._precision import at_least_float32
 from ..flows import FlowDistribution
+from .network_input import network_input
 
 __all__ = ["FlowPosterior"]
 
@@ -32,7 +33,7 @@ class FlowPosterior(nn.Module):
         min_scale: :math:`\sigma_{\min} > 0`, which keeps the density finite.
 
     Returns:
-        ``forward(x, *given)`` returns a distribution of batch shape ``*`` and event shape ``(D,)``.
+        ``forward(x, *given, mask=None)`` returns a distribution of batch shape ``*`` and event shape ``(D,)``.
 
     Raises:
         ValueError: the network's output is not ``2 * D + C`` wide; ``context_dim`` or ``min_scale`` is out of range.
@@ -66,12 +67,11 @@ class FlowPosterior(nn.Module):
         self.context_dim = size
         self.min_scale = require_positive_number("min_scale", min_scale)
 
-    def forward(self, x: Tensor, *given: Any) -> FlowDistribution:
-        """Return q(z|x); ``given`` is not used."""
+    def forward(self, x: Tensor, *given: Any, mask: Tensor | None = None) -> FlowDistribution:
+        """Return q(z|x); ``given`` is not used. With a ``mask``, the network's input is x and the mask, joined."""
         import zuko  # the extra ``flows``; there, since the flow came from it
 
-        require_float("x", x, dtype_of(self.network))
-        parameters = at_least_float32(self.network(x))
+        parameters = at_least_float32(self.network(network_input(self.network, x, mask)))
         latent_dim, rest = divmod(parameters.shape[-1] - self.context_dim, 2)
         if rest or latent_dim < 1:
             raise ValueError(

@@ -7,8 +7,9 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from .._checks import dtype_of, require_float, require_positive_int, require_positive_number
+from .._checks import require_positive_int, require_positive_number
 from .._precision import at_least_float32
+from .network_input import network_input
 
 __all__ = ["LowRankNormalPosterior"]
 
@@ -26,7 +27,7 @@ class LowRankNormalPosterior(nn.Module):
         min_scale: :math:`\sigma_{\min} > 0`, which keeps the density finite.
 
     Returns:
-        ``forward(x, *given)`` returns a distribution of batch shape ``*`` and event shape ``(D,)``.
+        ``forward(x, *given, mask=None)`` returns a distribution of batch shape ``*`` and event shape ``(D,)``.
 
     Raises:
         ValueError: the network's output width is no multiple of ``2 + rank``; ``rank`` is no integer of at least 1;
@@ -50,10 +51,9 @@ class LowRankNormalPosterior(nn.Module):
         self.rank = require_positive_int("rank", rank)
         self.min_scale = require_positive_number("min_scale", min_scale)
 
-    def forward(self, x: Tensor, *given: Any) -> dist.LowRankMultivariateNormal:
-        """Return q(z|x); ``given`` is not used."""
-        require_float("x", x, dtype_of(self.network))
-        parameters = at_least_float32(self.network(x))
+    def forward(self, x: Tensor, *given: Any, mask: Tensor | None = None) -> dist.LowRankMultivariateNormal:
+        """Return q(z|x); ``given`` is not used. With a ``mask``, the network's input is x and the mask, joined."""
+        parameters = at_least_float32(self.network(network_input(self.network, x, mask)))
         latent_dim, rest = divmod(parameters.shape[-1], 2 + self.rank)
         if rest or not latent_dim:
             raise ValueError(

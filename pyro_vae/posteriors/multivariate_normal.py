@@ -9,8 +9,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from .._checks import dtype_of, require_float, require_positive_number
+from .._checks import require_positive_number
 from .._precision import at_least_float32
+from .network_input import network_input
 
 __all__ = ["MultivariateNormalPosterior"]
 
@@ -27,7 +28,7 @@ class MultivariateNormalPosterior(nn.Module):
         min_scale: :math:`\sigma_{\min} > 0`, which keeps the density finite.
 
     Returns:
-        ``forward(x, *given)`` returns a distribution of batch shape ``*`` and event shape ``(D,)``.
+        ``forward(x, *given, mask=None)`` returns a distribution of batch shape ``*`` and event shape ``(D,)``.
 
     Raises:
         ValueError: no D has the network's output width; ``min_scale`` is not positive.
@@ -47,10 +48,9 @@ class MultivariateNormalPosterior(nn.Module):
         self.network = network
         self.min_scale = require_positive_number("min_scale", min_scale)
 
-    def forward(self, x: Tensor, *given: Any) -> dist.MultivariateNormal:
-        """Return q(z|x); ``given`` is not used."""
-        require_float("x", x, dtype_of(self.network))
-        parameters = at_least_float32(self.network(x))
+    def forward(self, x: Tensor, *given: Any, mask: Tensor | None = None) -> dist.MultivariateNormal:
+        """Return q(z|x); ``given`` is not used. With a ``mask``, the network's input is x and the mask, joined."""
+        parameters = at_least_float32(self.network(network_input(self.network, x, mask)))
         latent_dim = _latent_dim(parameters.shape[-1])
         loc, log_variance, below = parameters.split(
             [latent_dim, latent_dim, latent_dim * (latent_dim - 1) // 2], dim=-1

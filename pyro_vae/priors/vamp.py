@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
-from .._checks import require_rows, require_tensor
+from .._checks import require_mask, require_rows, require_tensor
 from .mixture import Weights, mixture
 
 __all__ = ["VampPrior"]
@@ -28,6 +29,8 @@ class VampPrior(nn.Module):
         pseudo_inputs: where the pseudo-inputs start, ``(K, *E)``: rows of the training data. They are not kept within
             the range of the data.
         pseudo_given: what is given with the pseudo-inputs, where the posterior needs it; constants of K rows.
+        mask: which elements of the pseudo-inputs count as observed, of their shape: needed where the posterior is
+            told what is missing. ``~pseudo_inputs.isnan()`` for rows of data with missing elements.
         network: maps what is given, ``(B, C)``, to the logits ``(B, K)`` of the weights: a conditional prior p(z|y).
             None: the weights are parameters.
         given: the position of the network's input among what is given with the data.
@@ -58,6 +61,7 @@ class VampPrior(nn.Module):
         posterior: Callable[..., Any],
         pseudo_inputs: Tensor,
         *pseudo_given: Any,
+        mask: Tensor | None = None,
         network: nn.Module | None = None,
         given: int = 0,
     ) -> None:
@@ -77,10 +81,15 @@ class VampPrior(nn.Module):
             require_rows(f"pseudo_given[{i}]", value, len(pseudo_inputs), "as in pseudo_inputs")
         self._posterior = (posterior,)  # in a tuple, which nn.Module does not look into
         self._pseudo_given = pseudo_given
+        if mask is not None:
+            require_mask("mask", mask, pseudo_inputs)
+            pseudo_inputs = pseudo_inputs.where(mask, torch.zeros_like(pseudo_inputs))
         self.pseudo_inputs = nn.Parameter(pseudo_inputs.detach().clone())
+        self.register_buffer("mask", mask)
         self.weights = Weights(len(pseudo_inputs), network, given)
 
     def forward(self, *given: Any) -> dist.MixtureSameFamily:
         """Return p(z), or p(z|y)."""
         (posterior,) = self._posterior
-        return mixture(self.weights(*given), posterior(self.pseudo_inputs, *self._pseudo_given))
+        told = {} if self.mask is None else {"mask": self.mask}
+        return mixture(self.weights(*given), posterior(self.pseudo_inputs, *self._pseudo_given, **told))

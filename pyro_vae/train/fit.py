@@ -47,6 +47,7 @@ def fit(
     callbacks: Sequence[Any] = (),
     size: int | None = None,
     transform: Callable[[Any], Any] | None = None,
+    keywords: Sequence[str] = (),
     rows: Callable[..., int] | None = None,
     progress: bool = True,
     resume: str | os.PathLike[str] | None = None,
@@ -78,9 +79,11 @@ def fit(
             that take the ``Run`` after every epoch; see ``pyro_vae.Callback`` for their order.
         size: number of data in the whole set, handed to model and guide as ``size=`` (for global latent variables).
         transform: makes the model's arguments from a batch, e.g. ``lambda batch: batch[0]`` to drop labels.
-        rows: function of the batch's arguments that returns its number of data, where the plates do not say it, or
-            where it depends on values and not on shapes alone, e.g. ``lambda x, lengths: len(lengths)``. The loss is
-            then taken to be summed over these data (or scaled up to ``size``), whatever the plates say.
+        keywords: names of the last items of each batch, which model and guide get by name: ``("mask",)`` for batches
+            ``(x, mask)``, whose mask says what is observed.
+        rows: function of the batch's positional arguments that returns its number of data, where the plates do not say
+            it, or where it depends on values and not on shapes alone, e.g. ``lambda x, lengths: len(lengths)``. The
+            loss is then taken to be summed over these data (or scaled up to ``size``), whatever the plates say.
         progress: whether to show a bar with the ELBO per datum of training and validation and the time that remains.
         resume: directory (or file) of ``pyro_vae.Checkpoint`` to go on from, to the bit on a CPU; where there is no
             checkpoint yet, training starts afresh and says so; where the run is complete, nothing is trained. Give the
@@ -130,6 +133,7 @@ def fit(
         raise TypeError(
             f"transform: expected a function of a batch, got {transform!r}. Give e.g. lambda batch: batch[0]."
         )
+    keywords = _require_names(keywords, schedules or {}, size)
     if rows is not None and not callable(rows):
         raise TypeError(
             f"rows: expected a function of the batch's arguments, got {rows!r}. Give e.g. lambda x: len(x)."
@@ -171,7 +175,7 @@ def fit(
         path, state = (None, None) if found is None else found
         run = Run(svi=svi, train=train, validation=validation, epochs=epochs, size=size, resumed_from=path)
         stepper, feed = stepper_of(svi, Rows(svi, rows)), feed_of("train", train, polite_stop)
-        arguments, schedules, late = Arguments(transform, size), schedules or {}, LateParts(run)
+        arguments, schedules, late = Arguments(transform, size, keywords), schedules or {}, LateParts(run)
         description = describe_inputs(run, schedules, transform, dispatch.callbacks, on_nonfinite)
         try:
             told = open_run(run, stepper, feed, arguments, schedules, dispatch, late, description, state)
@@ -256,3 +260,19 @@ def _exit(run: Run, checkpoints: Sequence[Checkpoint], polite_stop: PoliteStop) 
     stop = SystemExit(128 + (polite_stop.signal or signal.SIGTERM))
     stop.history = run.history  # type: ignore[attr-defined]
     return stop
+
+
+def _require_names(keywords: Any, schedules: Mapping[str, Any], size: int | None) -> tuple[str, ...]:
+    """Return ``keywords`` as a tuple; refuse what is no sequence of different names, and names that fit gives."""
+    names = tuple(keywords) if isinstance(keywords, Sequence) and not isinstance(keywords, str) else (None,)
+    if not all(isinstance(name, str) and name.isidentifier() for name in names) or len(set(names)) < len(names):
+        raise ValueError(
+            f"keywords: expected different names of the last items of a batch, got {keywords!r}. Write ('mask',)."
+        )
+    taken = sorted(set(names) & {*schedules, *(() if size is None else ("size",))})
+    if taken:
+        raise ValueError(
+            f"keywords: expected names that neither schedules= nor size= gives, got {', '.join(taken)}. Leave them out "
+            "of one of the two."
+        )
+    return names

@@ -136,8 +136,8 @@ class Loop:
             for batch in self._until_all_end(self.feed.take() or begin_epoch(run, self.feed)):
                 values = run.values
                 self._set_values()
-                args = () if batch is _END else self.arguments.positional(batch)
-                kwargs = self.arguments.keyword(args, run.values)
+                args, named = ((), {}) if batch is _END else self.arguments.of(batch)
+                kwargs = self.arguments.keyword(args, named, run.values)
                 with own_noise():
                     self._inputs = StepInputs(args, kwargs, torch.get_rng_state())
                     try:
@@ -239,7 +239,9 @@ class Loop:
         inputs = None if error.applied else self._inputs
         if batch != run.batch:  # it was noticed some steps later
             again = self.feed.read_again(run.first_epoch + run.epoch, batch)
-            args = () if again is None else self.arguments.positional(again)
-            inputs = None if again is None else StepInputs(args, self.arguments.keyword(args, run.values), None)
+            inputs = None
+            if again is not None:
+                args, named = self.arguments.of(again)
+                inputs = StepInputs(args, self.arguments.keyword(args, named, run.values), None)
         position = f"epoch {run.epoch + 1}, batch {batch + 1}"
         return explanation(error, run.svi, inputs, run.parameters, position)

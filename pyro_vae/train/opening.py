@@ -112,10 +112,10 @@ def _look(
         else:  # nothing to train: a batch is needed, and no generator may move
             with generators.preserved(feed.generators):
                 batch = _first_batch(run, feed)
-        args = arguments.positional(batch)
-        require_arguments("train", args, run.svi.model)
+        args, named = arguments.of(batch)
+        require_arguments("train", args, named, run.svi.model)
         run.values = values_at(schedules, run.time)
-        look = look_at(run.svi, args, arguments.keyword(args, run.values))
+        look = look_at(run.svi, args, arguments.keyword(args, named, run.values))
     late.take_in(look)
     stepper.rows.learn(args, look.model_trace)
     warn_of_globals(look.model_trace, run.batches_per_epoch)

@@ -43,11 +43,11 @@ def validation_elbo(run: Run, stepper: Stepper, feed: Feed, arguments: Arguments
         naming_the_batch("validation", at, feed.batches),
     ):
         for number, batch in enumerate(feed.epoch(0), 1):
-            args = arguments.positional(batch)
-            data = stepper.rows.count(args, arguments.for_validation(length(args) or 1))
+            args, named = arguments.of(batch)
+            data = stepper.rows.count(args, arguments.for_validation(named, length(args) or 1))
             if data.rows:
-                kwargs = arguments.for_validation(data.rows)
-                factor = data.rows / kwargs["size"] if kwargs else data.factor
+                kwargs = arguments.for_validation(named, data.rows)
+                factor = data.rows / kwargs["size"] if run.size else data.factor
                 loss += stepper.evaluate_loss(args, kwargs) * factor
             count += data.rows
             batches = number

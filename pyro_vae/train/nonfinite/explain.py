@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ _CURES = (
     "pyro.optim.ClippedAdam); scales bounded away from 0; data within the likelihood's support; float32 in place of "
     "half precision; fit(..., on_nonfinite='restore')."
 )
+_MISSING = "Remove or impute missing values, or build VAE(..., missing=True), to which NaN means missing."
 
 
 class StepInputs(NamedTuple):
@@ -49,7 +51,7 @@ def cause_of(
         A ``ValueError`` about NaN or infinity in the data; ``NotFinite`` where a distribution's parameter was not
         finite; None where the error speaks for itself.
     """
-    reason = nonfinite_data(inputs.args)
+    reason = nonfinite_data(inputs.args, _nan_is_missing(svi, inputs))
     if reason is not None:
         return ValueError(reason)
     if "found invalid values" in str(error) and _nonfinite_parts(svi, inputs, parameters):
@@ -76,7 +78,7 @@ def explanation(
         return FloatingPointError(f"{error}: the last update, or a callback, made it so. {_CURES}")
     if inputs is None:
         return FloatingPointError(f"{error}; its update was not applied. {_CURES}")
-    reason = nonfinite_data(inputs.args)
+    reason = nonfinite_data(inputs.args, _nan_is_missing(svi, inputs))
     found = [] if reason else _nonfinite_parts(svi, inputs, parameters)
     if reason is None and not any("parameter" in line for line in found):
         reason = _refusal(svi, inputs)
@@ -88,10 +90,26 @@ def explanation(
     )
 
 
-def nonfinite_data(args: tuple[Any, ...]) -> str | None:
-    """Return an error message about arguments that hold NaN or infinity; None if none does."""
-    found = [f"{_describe(arg)} of argument {position + 1}" for position, arg in enumerate(args) if _describe(arg)]
-    return f"expected finite data, got {'; '.join(found)}. Remove or impute missing values." if found else None
+def nonfinite_data(args: tuple[Any, ...], nan_is_missing: bool = False) -> str | None:
+    """Return an error message about arguments that hold NaN or infinity; None if none does.
+
+    Args:
+        args: positional arguments of model and guide.
+        nan_is_missing: whether NaN is no fault.
+    """
+    values = [arg.nan_to_num(0.0, math.inf, -math.inf) if nan_is_missing and _is_float(arg) else arg for arg in args]
+    found = [f"{_describe(arg)} of argument {position + 1}" for position, arg in enumerate(values) if _describe(arg)]
+    return f"expected finite data, got {'; '.join(found)}. {_MISSING}" if found else None
+
+
+def _nan_is_missing(svi: Any, inputs: StepInputs) -> bool:
+    """Whether NaN in the data means missing: there is a mask, or the model is a method of a story that says so."""
+    story = getattr(svi.model, "__self__", None)
+    return inputs.kwargs.get("mask") is not None or bool(getattr(story, "missing", False))
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _nonfinite_parts(svi: Any, inputs: StepInputs, parameters: dict[str, Tensor]) -> list[str]:
@@ -176,7 +194,7 @@ def _gradients(svi: Any, inputs: StepInputs, parameters: dict[str, Tensor]) -> l
 
 def _describe(value: Any) -> str:
     """Describe what is not finite in a tensor; return the empty string where all is finite."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+    if not _is_float(value):
         return ""
     value = value.detach()
     finite = value.isfinite()
