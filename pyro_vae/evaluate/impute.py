@@ -54,8 +54,8 @@ def impute(
         guide: q(z|x).
         x: data ``(N, *E)``, NaN where they are missing if no ``mask`` says so.
         *given: handed to both functions after ``x``.
-        mask: True where ``x`` is observed, of the shape of ``x``; handed to both functions as ``mask=``. None: NaN means
-            missing, and the functions know it by themselves.
+        mask: True where ``x`` is observed, of the shape of ``x``; handed to both functions as ``mask=``. None: NaN
+            means missing, and the functions know it by themselves.
         num_particles: K, draws of the latent variables per datum.
         num_samples: S, imputations of each datum.
         site: name of the site of ``x``.
@@ -69,9 +69,9 @@ def impute(
 
     Raises:
         TypeError: ``x`` is not a float tensor.
-        ValueError: a count is below 1; the model has no observed ``site``; there are further plates, or latent variables
-            that are summed out; log-weights that are NaN, of a model that does not leave out what is missing; as
-            ``log_weights``.
+        ValueError: a count is below 1; the model has no observed ``site``; there are further plates, or latent
+            variables that are summed out; log-weights that are NaN, of a model that does not leave out what is missing;
+            as ``log_weights``.
 
     Example:
         >>> import pyro_vae as pv
@@ -117,8 +117,9 @@ def impute(
         chunk = data.chunk(first, last)
         log_w, in_model, in_guide = weighted(chunk, num_particles)
         if log_w.isnan().any():
+            row = first + int(log_w.isnan().any(0).nonzero()[0])
             raise ValueError(
-                f"model: expected log-weights that are not NaN, got NaN at row {first + int(log_w.isnan().any(0).nonzero()[0])}. "
+                f"model: expected log-weights that are not NaN, got NaN at row {row}. "
                 "Leave what is missing out of the density: build VAE(..., missing=True), or observe "
                 "pyro_vae.observed_elements(p, mask) in a story of your own."
             )

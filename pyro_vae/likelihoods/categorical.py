@@ -72,8 +72,9 @@ class CategoricalLikelihood(nn.Module):
         A class that does not occur counts as half a datum.
         """
         x = observed_data(x, mask, low=0.0, high=self.num_classes - 1.0)
-        least = 0.5 / len(x)
-        set_output_bias(self.network, *(share_of_data(x, c).clamp(min=least).log() for c in range(self.num_classes)))
+        least = 0.5 / (~x.isnan()).sum(0).clamp(min=1)  # half a datum
+        shares = (share_of_data(x, c).maximum(least) for c in range(self.num_classes))
+        set_output_bias(self.network, *(share.log() for share in shares))
 
 
 class FloatCategorical(dist.Categorical):

@@ -24,7 +24,7 @@ class Observation(dist.Independent):
         base: a distribution over the elements of a datum.
         event_shape: the shape of one datum; None means a vector.
         expected: for the error, what the elements must be, and a sentence that says what to do about others.
-        dtype: the dtype of the data.
+        dtype: the dtype of the data; None: any float.
         check: whether each element is one that the density takes; by default those of the support of ``base``.
         observed: True for the elements that are observed, ``(*, *E)``; the others are left out of ``log_prob``,
             whatever their value. None: all are.
@@ -35,7 +35,7 @@ class Observation(dist.Independent):
         base: Any,
         event_shape: Sequence[int] | None,
         expected: tuple[str, str],
-        dtype: torch.dtype,
+        dtype: torch.dtype | None,
         check: Callable[[Tensor], Tensor] | None = None,
         observed: Tensor | None = None,
     ) -> None:
@@ -96,6 +96,8 @@ def observed_elements(p: Any, mask: Tensor) -> Observation:
     Source:
         Mattei and Frellsen (2019), MIWAE, equation 3: entries missing at random are left out of the likelihood.
     """
+    dtype: torch.dtype | None
+    check: Callable[[Tensor], Tensor] | None
     if isinstance(p, Observation):
         base, expected, dtype, check = p.base_dist, p.expected, p.dtype, p.check
         mask = mask if p.observed is None else mask & p.observed
@@ -103,7 +105,7 @@ def observed_elements(p: Any, mask: Tensor) -> Observation:
     elif isinstance(p, torch.distributions.Independent) or not p.event_shape:
         base = p.base_dist if p.event_shape else p
         expected, check = ("values of the support", "Correct them, or use another likelihood."), None
-        dtype = torch.get_default_dtype()
+        dtype = None
     else:
         raise TypeError(
             "likelihood: expected a distribution over independent elements (Independent, as the likelihoods of "

@@ -122,8 +122,8 @@ class VAE(nn.Module):
         with self.data_plate(x, *given, size=size):
             with latent_scale(beta):
                 z = pyro.sample("z", self.prior(*given))
-            p, observed = self.decode(z, *given), self.observed(x, mask)
-            return pyro.sample("x", p if observed is None else observed_elements(p, observed), obs=x)
+            p = self.decode(z, *given, mask=self.observed(x, mask))
+            return pyro.sample("x", p, obs=x)
 
     def guide(
         self,
@@ -200,11 +200,14 @@ class VAE(nn.Module):
         self._require_latent_shape(q.event_shape, given)
         return q
 
-    def decode(self, z: Tensor, *given: Any) -> Any:
-        """Return p(x|z), a distribution of batch shape ``*`` for ``z`` ``(*, D)``."""
+    def decode(self, z: Tensor, *given: Any, mask: Tensor | None = None) -> Any:
+        """Return p(x|z), a distribution of batch shape ``*`` for ``z`` ``(*, D)``.
+
+        With a ``mask``, True where x is observed, its density is that of the observed elements.
+        """
         p = self.likelihood(z, *given)
         require_distribution("likelihood", p)
-        return p
+        return p if mask is None else observed_elements(p, mask)
 
     @torch.no_grad()
     def reconstruct(
