@@ -13,6 +13,7 @@ from .continuous_bernoulli import ContinuousBernoulliLikelihood
 from .discretized_logistic import DiscretizedLogisticLikelihood
 from .gaussian import GaussianLikelihood
 from .laplace import LaplaceLikelihood
+from .mixed import MixedLikelihood
 from .negative_binomial import NegativeBinomialLikelihood
 from .observation import observed_elements
 from .poisson import PoissonLikelihood
@@ -27,6 +28,7 @@ __all__ = [
     "DiscretizedLogisticLikelihood",
     "GaussianLikelihood",
     "LaplaceLikelihood",
+    "MixedLikelihood",
     "NegativeBinomialLikelihood",
     "PoissonLikelihood",
     "StudentTLikelihood",

@@ -23,7 +23,8 @@ class Observation(dist.Independent):
     Args:
         base: a distribution over the elements of a datum.
         event_shape: the shape of one datum; None means a vector.
-        expected: for the error, what the elements must be, and a sentence that says what to do about others.
+        expected: for the error, what the elements must be, and a sentence that says what to do about others; or a
+            function of the data and of which are in the support, to the error's message.
         dtype: the dtype of the data; None: any float.
         check: whether each element is one that the density takes; by default those of the support of ``base``.
         observed: True for the elements that are observed, ``(*, *E)``; the others are left out of ``log_prob``,
@@ -34,7 +35,7 @@ class Observation(dist.Independent):
         self,
         base: Any,
         event_shape: Sequence[int] | None,
-        expected: tuple[str, str],
+        expected: tuple[str, str] | Callable[[Tensor, Tensor], str],
         dtype: torch.dtype | None,
         check: Callable[[Tensor], Tensor] | None = None,
         observed: Tensor | None = None,
@@ -52,6 +53,13 @@ class Observation(dist.Independent):
         base = base.expand(torch.Size(batch_shape) + self.event_shape)
         return Observation(base, self.event_shape, self.expected, self.dtype, self.check, self.observed)
 
+    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> Observation:
+        """Return the distribution with that many batch dimensions, by default all, as event dimensions."""
+        n = len(self.batch_shape) if reinterpreted_batch_ndims is None else reinterpreted_batch_ndims
+        base = self.base_dist if self.observed is None else self.base_dist.base_dist
+        event_shape = self.batch_shape[len(self.batch_shape) - n :] + self.event_shape
+        return Observation(base, event_shape, self.expected, self.dtype, self.check, self.observed)
+
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x|z) in nats, one number per datum; minus infinity outside the support."""
         require_float("x", x, self.dtype)
@@ -64,6 +72,8 @@ class Observation(dist.Independent):
         if support is not constraints.boolean:
             in_support = in_support & x.isfinite()
         if self._validate_args and not in_support.all():
+            if callable(self.expected):
+                raise ValueError(self.expected(x, in_support))
             values, fix = self.expected
             raise ValueError(f"x: expected {values}, got {x[~in_support][0].item():.6g}. {fix}")
         outside = (~in_support).to(x.dtype)  # summed as floats: compiled, several times as fast as Tensor.all

@@ -99,7 +99,8 @@ def likelihood_of(name: str, elements: int = E) -> Any:
 
 def test_every_exported_likelihood_is_listed() -> None:
     exported = {name for name in likelihoods.__all__ if name.endswith("Likelihood")}
-    assert exported == {name.split()[0] for name in LIKELIHOODS}
+    of_its_own = {"MixedLikelihood"}  # its columns differ: test_mixed.py
+    assert exported - of_its_own == {name.split()[0] for name in LIKELIHOODS}
 
 
 @pytest.mark.parametrize("leading", LEADING)
