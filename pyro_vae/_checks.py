@@ -77,6 +77,14 @@ def require_positive_int(name: str, value: Any) -> int:
     return number
 
 
+def require_count(name: str, value: Any) -> int:
+    """Return ``value`` as an int; refuse what is not an integer (numpy integers are) of at least 0."""
+    number = as_int(value)
+    if number is None or number < 0:
+        raise ValueError(f"{name}: expected an integer of at least 0, got {value!r}.")
+    return number
+
+
 def require_positive_number(name: str, value: Any, *, finite: bool = True) -> float:
     """Return ``value`` as a float; refuse what is not a real number (numpy numbers are) above 0."""
     number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan

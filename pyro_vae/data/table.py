@@ -139,8 +139,8 @@ def _categories(name: Any, series: Any, wanted: Any) -> tuple[Tensor, str | int,
         if len(kinds) > 1 or not (kinds <= {str, bool}):
             got = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise TypeError(
-                f"column {name!r}: expected numbers, strings, booleans or categories, got {got}. Convert it: a date to a "
-                "number of days, say, or numbers kept as objects with pandas.to_numeric."
+                f"column {name!r}: expected numbers, strings, booleans or categories, got {got}. Convert it: a date to "
+                "a number of days, say, or numbers kept as objects with pandas.to_numeric."
             )
         series = series.astype("category")
     categories = tuple(series.cat.categories)

@@ -11,7 +11,7 @@ from pyro.infer import SVI
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from ..._checks import require_one_of
+from ..._checks import require_count, require_one_of
 from ..._warn import warn
 from ..update import all_finite, step_or_skip
 from .cache import Cache
@@ -117,9 +117,9 @@ class CompiledSVI(SVI):
         super().__init__(model, guide, optim, loss, loss_and_grads)
         self.compile = compile
         self.precision = precision
-        self.check_steps = check_steps
-        self.compile_after = compile_after
-        self._cache = Cache(max_captures)
+        self.check_steps = require_count("check_steps", check_steps)
+        self.compile_after = require_count("compile_after", compile_after)
+        self._cache = Cache(require_count("max_captures", max_captures))
         self._gradients = Gradients()
         self._params: dict[str, Tensor] = {}  # those of the last call that Pyro ran
         self._owed: dict[str, int] = {}  # calls made before a resume, by digest of their key

@@ -85,6 +85,8 @@ class _Writes(TorchDispatchMode):
     def undo(self) -> None:
         with torch.no_grad():
             for storage, before in self._saved.values():
+                if isinstance(storage, torch.UntypedStorage) and storage.nbytes() != before.nbytes():
+                    storage.resize_(before.nbytes())  # an operator with out= has given it the size of its result
                 storage.copy_(before)
 
 

@@ -2,10 +2,12 @@
 
 import copy
 import logging
+import math
 import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -17,6 +19,7 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae.infer import Adam, CaptureError, CaptureWarning, CompiledSVI
 from tests.helpers.programs import PROGRAMS, SmallVAE, binary
+from tests.helpers.vae import small_vae
 
 
 def graph_svi(model: Any, guide: Any, **options: Any) -> CompiledSVI:
@@ -368,3 +371,13 @@ def test_without_a_compiler_the_graph_runs_uncompiled_and_says_so(monkeypatch: p
     with pytest.warns(UserWarning, match="runs uncompiled") as seen:
         train(svi, [binary(n) for n in (5, 5, 5, 4, 4, 4)])
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("name", ["check_steps", "compile_after", "max_captures"])
+@pytest.mark.parametrize("value", [None, -1, 1.5, True, "3"])
+def test_counts_that_are_none_are_refused(name: str, value: Any) -> None:
+    vae = small_vae()
+    with pytest.raises(ValueError, match=rf"{name}: expected an integer of at least 0, got {value!r}"):
+        pv.CompiledSVI(vae.model, vae.guide, pv.Adam({}), Trace_ELBO(), **{name: value})
+    svi = pv.CompiledSVI(vae.model, vae.guide, pv.Adam({}), Trace_ELBO(), **{name: np.int64(2)})
+    assert math.isfinite(svi.step(torch.ones(3, 6)))
