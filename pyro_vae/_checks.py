@@ -85,6 +85,16 @@ def require_count(name: str, value: Any) -> int:
     return number
 
 
+def require_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return ``value`` as a float; refuse what is no finite real number from ``low`` to ``high`` (numpy numbers are)."""
+    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    if not (low <= number <= high and math.isfinite(number)):
+        least = f" of at least {low:g}" if low > -math.inf and high == math.inf else ""
+        between = f" from {low:g} to {high:g}" if high < math.inf else ""
+        raise ValueError(f"{name}: expected a finite number{least}{between}, got {value!r}.")
+    return number
+
+
 def require_positive_number(name: str, value: Any, *, finite: bool = True) -> float:
     """Return ``value`` as a float; refuse what is not a real number (numpy numbers are) above 0."""
     number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan

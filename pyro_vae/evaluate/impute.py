@@ -134,7 +134,7 @@ def impute(
         mean = _mean(in_model.distributions[site], weights)
         results.append((draws.mean(0) if mean is None else mean, draws, 1 / weights.square().sum(0)))
     means, draws_of_chunks, effective = zip(*results, strict=True)
-    observed = ~x.isnan() if mask is None else mask
+    observed = ~x.isnan() if mask is None else mask & ~x.isnan()
     return Imputed(
         torch.where(observed, x, torch.cat(means)),
         torch.where(observed, x, torch.cat(draws_of_chunks, 1)),

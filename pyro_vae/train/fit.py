@@ -176,7 +176,7 @@ def fit(
         run = Run(svi=svi, train=train, validation=validation, epochs=epochs, size=size, resumed_from=path)
         stepper, feed = stepper_of(svi, Rows(svi, rows)), feed_of("train", train, polite_stop)
         arguments, schedules, late = Arguments(transform, size, keywords), schedules or {}, LateParts(run)
-        description = describe_inputs(run, schedules, transform, dispatch.callbacks, on_nonfinite)
+        description = describe_inputs(run, schedules, transform, keywords, rows, dispatch.callbacks, on_nonfinite)
         try:
             told = open_run(run, stepper, feed, arguments, schedules, dispatch, late, description, state)
         except StopRequested:  # nothing was trained, so there is nothing to save

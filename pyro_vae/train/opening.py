@@ -115,9 +115,10 @@ def _look(
         args, named = arguments.of(batch)
         require_arguments("train", args, named, run.svi.model)
         run.values = values_at(schedules, run.time)
-        look = look_at(run.svi, args, arguments.keyword(args, named, run.values))
+        kwargs = arguments.keyword(args, named, run.values)
+        look = look_at(run.svi, args, kwargs)
     late.take_in(look)
-    stepper.rows.learn(args, look.model_trace)
+    stepper.rows.learn(args, kwargs, look.model_trace)
     warn_of_globals(look.model_trace, run.batches_per_epoch)
     for module in run.modules:
         module.train()

@@ -67,7 +67,8 @@ class CompiledStepper(Stepper):
     """Steps of a ``CompiledSVI``, which leave the loss on its device."""
 
     def step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
-        loss = self.svi.update(*args, **kwargs)
+        own = type(self.svi).step is not CompiledSVI.step  # a subclass's
+        loss = (self.svi.step if own else self.svi.update)(*args, **kwargs)
         data = self.rows.count(args, kwargs)
         return Step(loss, data.rows, data.factor)
 

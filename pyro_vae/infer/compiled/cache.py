@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Any
 
 from ..._warn import warn
 from .captured_step import CapturedStep
@@ -27,6 +28,7 @@ class Cache:
         self._kept: dict[Hashable, list[CapturedStep]] = {}
         self._seen: dict[Hashable, Watch] = {}  # keys that Pyro ran last, and what that run read
         self._refused: set[Hashable] = set()
+        self._programs: dict[Hashable, Any] = {}  # kept alive: a key holds places in memory
         self._changes: dict[Hashable, int] = {}
         self._new_keys = 0
         self._said_full = False
@@ -42,6 +44,10 @@ class Cache:
     def find(self, key: Hashable) -> CapturedStep | None:
         """Return the graph that stands for such a call as things are now."""
         return next((graph for graph in self._kept.get(key, ()) if graph.watch.change() is None), None)
+
+    def knows(self, key: Hashable, program: Any) -> None:
+        """Keep what a key was made of, so that nothing else comes to stand at its place in memory."""
+        self._programs.setdefault(key, program)
 
     def keep(self, key: Hashable, graph: CapturedStep) -> None:
         """Keep a graph that was captured."""
@@ -90,6 +96,8 @@ class Cache:
     def seen(self, key: Hashable, watch: Watch) -> None:
         """Note what Pyro's run of such a call read."""
         if len(self._seen) > 16 * self.most:
+            for other in self._seen:
+                self._programs.pop(other, None)
             self._seen.clear()
         self._seen[key] = watch
 

@@ -67,11 +67,15 @@ def captured_step(call: Call, *, before: Watch, gradients: Gradients, compile: b
         found.append(Traced(params, trained, loss_type, len(losses), is_a_bound(program.loss)))
         return losses + grads + extra
 
+    leaves = before.leaves()
+    gradients_before = [leaf.grad for leaf in leaves]
     try:
         graph, held = traced_graph(function, tensors, before.params.values())
         change = before.change()
     finally:
         before.restore()
+        for leaf, gradient in zip(leaves, gradients_before, strict=True):
+            leaf.grad = gradient
     traced = found[-1]
     _require_same_params(traced.params, before.params)
     if change is not None:
@@ -80,6 +84,11 @@ def captured_step(call: Call, *, before: Watch, gradients: Gradients, compile: b
             "Pass it as a tensor argument."
         )
     own = {id(p) for p in before.params.values()}
+    if kind != "loss" and any(t.requires_grad and t.is_leaf and id(t) not in own for t in held):
+        raise CaptureError(
+            "model or guide uses a tensor that requires a gradient and is no parameter of Pyro's store, in whose .grad "
+            "Pyro leaves one; a graph would not. Register its module with pyro_vae.module, or detach it."
+        )
     before.tensors({f"a closed-over tensor ({i})": t for i, t in enumerate(held) if id(t) not in own})
     step = CapturedStep(kind, graph, held, before, program.optim, traced, gradients)
     if compile:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..optim import FusedOptim
 from ..update import all_finite, step_or_skip
@@ -66,12 +67,12 @@ class CapturedStep:
         self.may_fail = any(node.target is torch.ops.aten._linalg_check_errors.default for node in graph.graph.nodes)
         self.calls = 0
         self.held_since = 0  # the last call whose comparison with Pyro held
-        self.graph: Callable[..., Any] = graph
-        self.run: Callable[..., Any] = graph  # compiled, once it is
+        self.graph: Callable[..., Any] = graph.forward  # not the module itself, whose hooks are the program's
+        self.run: Callable[..., Any] = graph.forward  # compiled, once it is
         # From inputs to ``run``; None once it is made, or where nothing is to be compiled.
         self.compiler: Callable[[list[Tensor]], Callable[..., Any]] | None = None
         self._held = [t.detach() for t in held]
-        self._written = [t for t, written in zip(self._held, _written(graph), strict=False) if written]
+        self._written = _written(graph)
         self._optim = optim
         self._params = list(traced.params.values())
         self._gradients = gradients
@@ -107,11 +108,15 @@ class CapturedStep:
 
     def outputs_undone(self, run: Callable[..., Any], tensors: list[Tensor]) -> Outputs:
         """The same, and leave buffers and random numbers as they were."""
-        before = [t.untyped_storage().clone() for t in self._written]  # a compiled graph's writes pass unseen
+        # A compiled graph's writes pass unseen by `undone`. So must their undoing: another `undone` around this one
+        # would take what it finds written for the state before.
+        written = [t for t, writes in zip([*self._held, *tensors], self._written, strict=True) if writes]
+        before = [t.untyped_storage().clone() for t in written]
         with undone(self._params):  # which undoes what is written to the outputs, too
             out = Outputs(*([t.clone() for t in part] for part in self.outputs(run, tensors)))
-        for t, value in zip(self._written, before, strict=True):
-            t.untyped_storage().copy_(value)  # which leaves the tensor's version as it is
+        with torch.no_grad(), _disable_current_modes():
+            for t, value in zip(written, before, strict=True):
+                t.untyped_storage().copy_(value)  # which leaves the tensor's version as it is
         return out
 
     def __call__(self, tensors: list[Tensor]) -> Any:
@@ -138,7 +143,8 @@ class CapturedStep:
 
     def _adam_applies(self) -> bool:
         """Whether the fused update may be used, made anew where the optimizer or what has momentum has changed."""
-        if not isinstance(self._optim, FusedOptim):
+        optim = self._optim
+        if not isinstance(optim, FusedOptim) or type(optim).__call__ is not FusedOptim.__call__:
             return False
         if self._adam is None or not self._adam.holds():
             self._optim.register(self._params)

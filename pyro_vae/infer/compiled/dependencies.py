@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import collections.abc
 import functools
 import io
 import random
 import sys
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from .errors import CaptureError
-from .reading import MISSING, Read, contents_of, reads_of
+from .reading import LIBRARIES, MISSING, Read, Written, contents_of, reads_of, reads_of_call
 from .watch import PLAIN, Watch
 
 __all__ = ["calls_of", "dependencies_of"]
 
-_LIBRARIES = {"torch", "pyro", "pyro_vae", "numpy", "scipy", "sklearn", "matplotlib", "tqdm", "builtins", "math"}
 _MOVING = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random, collections.abc.Iterator)
 # Attributes of torch's and Pyro's modules that are fixed when they are made, or that a run changes without an effect.
 _FIXED = {
@@ -116,11 +116,12 @@ class _Walk:
         elif isinstance(value, functools.partial):
             for part in (value.func, *value.args, *value.keywords.values()):
                 self.follow(part, whose)
+            self._follow_call(value.func, list(value.args), value.keywords)
         elif isinstance(value, (ELBO, Messenger)) or (callable(value) and _is_library(type(value))):
             public = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_")}
             for key, part in public.items():
                 self._read(Read(vars(value), key, part, value), type(value).__name__)
-        elif isinstance(value, (list, tuple, dict, set)):
+        elif isinstance(value, (list, tuple, dict, set, collections.deque)):
             self._follow_container(value, whose)
         elif callable(value) and not isinstance(value, types.BuiltinFunctionType):
             self._follow_code(getattr(type(value), "__call__", None), value)  # noqa: B004 (the function is wanted)
@@ -139,6 +140,16 @@ class _Walk:
         for part in parts:
             if isinstance(part, (*code, list, dict)):
                 self.follow(part, whose)
+        if isinstance(value, dict):
+            for key, part in value.items():
+                if isinstance(part, Tensor):
+                    self._add(value, key, part, whose)
+
+    def _follow_call(self, function: Any, args: list[Any], keywords: Mapping[str, Any]) -> None:
+        """Look at what a function does with arguments that are known."""
+        if isinstance(function, types.FunctionType) and not _is_library(function):
+            for read in reads_of_call(function, args, keywords):
+                self._read(read, function.__qualname__)
 
     def _follow_module(self, module: nn.Module) -> None:
         whose, library = type(module).__name__, _is_library(type(module))
@@ -157,6 +168,12 @@ class _Walk:
                 self.follow(value, whose)
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             self.watch.size(hooks, f"{whose}: hooks")
+            for hook in hooks.values():
+                self.follow(hook, f"{whose}: hooks")
+        if module._backward_hooks or module._backward_pre_hooks:
+            raise CaptureError(f"{whose} has a hook of its gradients, which a graph would not call. Leave it out.")
+        self.watch.size(module._backward_hooks, f"{whose}: hooks of its gradients")
+        self.watch.size(module._backward_pre_hooks, f"{whose}: hooks of its gradients")
         self._add(entries, "forward", entries.get("forward", MISSING), whose)
         if not library:
             self._follow_code(getattr(type(module), "forward", None), module)
@@ -183,7 +200,12 @@ class _Walk:
         for read in reads_of(function, self_):
             self._read(read, whose)
 
-    def _read(self, read: Read, whose: str) -> None:
+    def _read(self, read: Read | Written, whose: str) -> None:
+        if isinstance(read, Written):
+            raise CaptureError(
+                f"{whose} writes to an entry of a {type(read.container).__name__} that is there between steps; a graph "
+                "would not. Return the value, or write it outside the step."
+            )
         holder, key, value, owner = read
         if isinstance(holder, types.CellType):
             self.watch.cell(holder, value, f"{whose}: {key}")
@@ -227,4 +249,4 @@ class _Walk:
 
 def _is_library(thing: Any) -> bool:
     name = thing.__name__ if isinstance(thing, types.ModuleType) else getattr(thing, "__module__", None)
-    return (name or "").partition(".")[0] in _LIBRARIES | sys.stdlib_module_names
+    return (name or "").partition(".")[0] in LIBRARIES | sys.stdlib_module_names

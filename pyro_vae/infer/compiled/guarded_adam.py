@@ -55,7 +55,7 @@ class GuardedAdam:
             or len({(p.device, p.dtype) for p in params}) != 1
         ):
             return False
-        if type(optim.optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+        if type(optim.optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or _has_hooks(optim.optimizer):
             return False
         return all(
             group["fused"] and not any(isinstance(number, Tensor) for number in (group["lr"], *group["betas"]))
@@ -66,6 +66,8 @@ class GuardedAdam:
         """Whether the optimizer's state, groups and options are still those that this update was made for."""
         optimizer = self.optim.optimizer
         if optimizer is None or optimizer.state is not self._state:  # load_state_dict makes a new one
+            return False
+        if _has_hooks(optimizer):
             return False
         if not all(map(operator.is_, map(self._state.get, self._params), self._states)):
             return False
@@ -105,6 +107,11 @@ class GuardedAdam:
                 grad_scale=shrink,
                 found_inf=skip,
             )
+
+
+def _has_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether functions are called before or after a step of the optimizer."""
+    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
 
 
 _STATE = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")

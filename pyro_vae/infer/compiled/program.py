@@ -109,6 +109,7 @@ def digest_of(key: Hashable) -> str:
 
 
 def stands_in_a_context() -> bool:
-    """Whether something around the call changes what it means: a handler, autocast, no_grad. It is left to Pyro."""
+    """Whether something around the call changes what it means: a handler, autocast, no_grad, a hook of all modules."""
     autocast = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
-    return poutine.runtime.am_i_wrapped() or autocast or not torch.is_grad_enabled()
+    hooks = torch.nn.modules.module._has_any_global_hook()  # called for every module
+    return poutine.runtime.am_i_wrapped() or autocast or hooks or not torch.is_grad_enabled()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import builtins
+import collections
 import dis
+import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-__all__ = ["MISSING", "Read", "contents_of", "reads_of"]
+__all__ = ["LIBRARIES", "MISSING", "Read", "Written", "contents_of", "reads_of", "reads_of_call"]
 
 
 class _Missing:
@@ -22,6 +25,9 @@ class _Missing:
 MISSING: Any = _Missing()  # what stands where there is nothing, which None would not tell from a value of None
 
 _UNSEEN = ("CACHE", "PUSH_NULL", "NOP", "RESUME", "COPY_FREE_VARS", "MAKE_CELL", "PRECALL", "EXTENDED_ARG", "KW_NAMES")
+LIBRARIES = {"torch", "pyro", "pyro_vae", "numpy", "scipy", "sklearn", "matplotlib", "tqdm", "builtins", "math"}
+_DEPTH = 2  # calls within calls whose arguments are followed
+_MOST = 64  # values that a loop's variable is followed for
 _LOCAL = ("LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_FAST_BORROW", "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_CLOSURE")
 
 
@@ -34,6 +40,19 @@ class Read(NamedTuple):
     owner: Any  # the object that the attribute was asked of; None for globals and closed-over variables
 
 
+class Written(NamedTuple):
+    """An entry of a container is written: ``container[key] = ...``."""
+
+    container: Any
+
+
+class _AnyOf:
+    """One of several values: what a loop's variable stands for."""
+
+    def __init__(self, values: tuple[Any, ...]) -> None:
+        self.values = values
+
+
 class _Super(NamedTuple):
     """What ``super()`` gives."""
 
@@ -41,7 +60,7 @@ class _Super(NamedTuple):
     owner: Any
 
 
-def reads_of(function: types.FunctionType, self: Any = MISSING) -> Iterator[Read]:
+def reads_of(function: types.FunctionType, self: Any = MISSING) -> Iterator[Read | Written]:
     """Yield what a function's code, and that of functions inside it, reads or binds by name.
 
     Chains are followed: for ``self.cfg.beta`` the entry ``cfg`` of ``self`` and the entry ``beta`` of its value; so are
@@ -51,26 +70,45 @@ def reads_of(function: types.FunctionType, self: Any = MISSING) -> Iterator[Read
         function: the function.
         self: the object that its first argument is, for a method.
     """
-    known: dict[str, Any] = {}
+    yield from reads_of_call(function, [] if self is MISSING else [self], owner=self)
+
+
+def reads_of_call(
+    function: types.FunctionType,
+    args: Sequence[Any],
+    keywords: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    owner: Any = MISSING,
+    depth: int = 0,
+) -> Iterator[Read | Written]:
+    """Yield the same of a function that is called with these arguments, ``MISSING`` where one is not known."""
     code = function.__code__
-    if self is not MISSING and code.co_argcount:
-        known[code.co_varnames[0]] = self
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    known = dict(zip(names[: code.co_argcount], args, strict=False))
+    known.update({name: value for name, value in keywords.items() if name in names})
+    known = {name: value for name, value in known.items() if value is not MISSING}
     cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=False))
-    yield from _Reader(function.__globals__, cells, self).read(code, known)
+    yield from _Reader(function.__globals__, cells, owner, depth).read(code, known)
 
 
 class _Reader:
     """Follows code with a stack of the values that are known; all others are ``MISSING``."""
 
-    def __init__(self, global_names: dict[str, Any], cells: dict[str, types.CellType], owner: Any) -> None:
+    def __init__(
+        self, global_names: dict[str, Any], cells: dict[str, types.CellType], owner: Any, depth: int = 0
+    ) -> None:
         self._globals = global_names
         self._cells = cells
         self._owner = owner
+        self._depth = depth
 
-    def read(self, code: types.CodeType, known: dict[str, Any]) -> Iterator[Read]:
+    def read(self, code: types.CodeType, known: dict[str, Any]) -> Iterator[Read | Written]:
         stack: list[Any] = []
+        keywords: tuple[str, ...] = ()  # of the call that follows
         for instruction in dis.get_instructions(code):
             name, key = instruction.opname, instruction.argval
+            if name == "KW_NAMES":
+                keywords = key if isinstance(key, tuple) else code.co_consts[instruction.arg or 0]
             if name in _UNSEEN:
                 continue
             if name in ("LOAD_GLOBAL", "LOAD_NAME"):
@@ -88,8 +126,14 @@ class _Reader:
             elif name == "LOAD_CONST":
                 stack.append(key)
             elif name in ("LOAD_ATTR", "LOAD_METHOD"):
-                found = attribute(_pop(stack), key)
-                stack.append(MISSING if found is None else found.value)
+                owner = _pop(stack)
+                if isinstance(owner, _AnyOf):
+                    each = [found for found in (attribute(value, key) for value in owner.values) if found is not None]
+                    stack.append(_AnyOf(tuple(found.value for found in each)) if each else MISSING)
+                    yield from each
+                    continue
+                found = attribute(owner, key)
+                stack.append(MISSING if found is None else _bound(found))
                 if found is not None:
                     yield found
             elif name == "LOAD_SUPER_ATTR":  # super().name, from Python 3.12 on
@@ -105,35 +149,83 @@ class _Reader:
                     yield found
             elif name in ("STORE_FAST", "STORE_DEREF"):
                 known[key] = _pop(stack)
+            elif name == "COPY" and len(stack) >= (instruction.arg or 0):
+                stack.append(stack[-(instruction.arg or 1)])
+            elif name == "BINARY_OP":
+                del stack[-2:]
+                stack.append(MISSING)
+            elif name == "STORE_SUBSCR":
+                container = stack[-2] if len(stack) >= 2 else MISSING
+                del stack[-3:]
+                if isinstance(container, (dict, list, np.ndarray, collections.deque)):
+                    yield Written(container)
+            elif name == "GET_ITER":
+                values = tuple(stack[-1]) if stack and isinstance(stack[-1], (list, tuple)) else ()
+                stack[:] = [*stack[:-1], _AnyOf(values) if 0 < len(values) <= _MOST else MISSING]
+            elif name == "FOR_ITER":
+                stack.append(_pop(stack))
+            elif name == "UNPACK_SEQUENCE":
+                whole = _pop(stack)
+                fits = isinstance(whole, (list, tuple)) and len(whole) == key
+                stack += list(whole)[::-1] if fits else [MISSING] * (instruction.arg or 0)
             elif name == "SWAP" and len(stack) >= instruction.arg:  # type: ignore[operator]
                 stack[-1], stack[-instruction.arg] = stack[-instruction.arg], stack[-1]  # type: ignore[operator]
             elif name == "BINARY_SUBSCR" and len(stack) >= 2:
                 index, container = stack.pop(), stack.pop()
                 stack.append(_item(container, index))
-            elif name in ("CALL", "CALL_FUNCTION"):
-                found = self._call(stack, instruction.arg or 0)
-                if found is not None:
-                    yield found
+            elif name in ("CALL", "CALL_FUNCTION", "CALL_KW"):
+                if name == "CALL_KW":  # from Python 3.13 on
+                    names = _pop(stack)
+                    keywords = names if isinstance(names, tuple) else ()
+                yield from self._call(stack, instruction.arg or 0, keywords)
+                keywords = ()
             else:
                 stack.clear()
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
                 yield from self.read(constant, dict(known))
 
-    def _call(self, stack: list[Any], count: int) -> Read | None:
-        """Take a call off the stack; known are ``getattr`` with a name, and ``super()``."""
+    def _call(self, stack: list[Any], count: int, keywords: tuple[str, ...]) -> Iterator[Read | Written]:
+        """Take a call off the stack; known are ``getattr`` with a name, ``super()``, and functions of Python code."""
         args = [_pop(stack) for _ in range(count)][::-1]
         function = _pop(stack)
-        result, found = MISSING, None
-        if function is getattr and len(args) >= 2 and isinstance(args[1], str):
-            found = attribute(args[0], args[1])
-            result = MISSING if found is None else found.value
+        result: Any = MISSING
+        if function in (getattr, hasattr) and len(args) >= 2 and isinstance(args[1], str):
+            found = attribute(args[0], args[1]) or _absent(args[0], args[1])
+            result = MISSING if found is None or function is hasattr else found.value
+            if found is not None:
+                yield found
+        elif isinstance(function, (types.FunctionType, types.MethodType)):
+            named = dict(zip(keywords, args[len(args) - len(keywords) :], strict=False))
+            args = args[: len(args) - len(keywords)]
+            if isinstance(function, types.MethodType):
+                args, function = [function.__self__, *args], function.__func__
+            if self._depth < _DEPTH and isinstance(function, types.FunctionType) and _is_users(function):
+                yield from reads_of_call(function, args, named, depth=self._depth + 1)
         elif function is super and not args and "__class__" in self._cells and self._owner is not MISSING:
             result = _Super(contents_of(self._cells["__class__"]), self._owner)
         if function is MISSING:
             stack.clear()
         stack.append(result)
-        return found
+
+
+def _bound(read: Read) -> Any:
+    """The value of an attribute; a function of the owner's class as the method that it becomes."""
+    in_class = isinstance(read.holder, type) and not isinstance(read.owner, type) and read.owner is not None
+    return (
+        types.MethodType(read.value, read.owner) if in_class and type(read.value) is types.FunctionType else read.value
+    )
+
+
+def _absent(owner: Any, name: str) -> Read | None:
+    """Where an attribute would stand that an object does not have yet."""
+    own = getattr(owner, "__dict__", None)
+    return Read(own, name, MISSING, owner) if owner is not MISSING and isinstance(own, dict) else None
+
+
+def _is_users(function: types.FunctionType) -> bool:
+    name = (function.__module__ or "").partition(".")[0]
+    return name not in LIBRARIES and name not in sys.stdlib_module_names
 
 
 def attribute(owner: Any, name: str) -> Read | None:

@@ -195,6 +195,8 @@ class CompiledSVI(SVI):
             self._words.leave(error)
             return self._by_pyro(program, kind, args, kwargs)
         step = self._cache.find(call.key)
+        if step is None:
+            self._cache.knows(call.key, program)
         # Where the store was cleared, Pyro fills it again.
         if self._cache.refused(call.key) or (step is not None and not step.watch.registered()):
             return self._by_pyro(program, kind, args, kwargs)
@@ -213,6 +215,7 @@ class CompiledSVI(SVI):
                 self._cache.refuse(call.key)
                 self._words.leave(error)
                 return self._by_pyro(program, kind, args, kwargs)
+        step.watch.register()
         if kind == "step" and step.adds_to_gradients():
             return self._by_pyro(program, kind, args, kwargs)  # which adds to them
         return self._by_graph(step, call)

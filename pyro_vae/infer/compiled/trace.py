@@ -45,6 +45,7 @@ _PYRO_QUESTIONS = {
 _VALIDATION = vars(torch.distributions.distribution)
 _COMMON_SCALE = inspect.unwrap(pyro.infer.traceenum_elbo._get_common_scale).__code__
 _SPLINE = inspect.unwrap(_monotonic_rational_spline).__code__
+_STATISTICS = (aten.native_batch_norm, aten.cudnn_batch_norm)  # which write without saying so
 _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 _SEQUENTIAL_PLATE = IndepMessenger.__iter__.__code__
 _SEED = 0x5EED_0F_C0DE  # no seed that a program would set
@@ -112,8 +113,21 @@ def traced_graph(
             "model, guide or objective draws from Python's or numpy's random numbers, which a graph would freeze. "
             "Draw with torch or pyro.sample."
         )
+    _require_used_statistics(graph)
     graph.graph.eliminate_dead_code()
     return _lift(graph)
+
+
+def _require_used_statistics(graph: fx.GraphModule) -> None:
+    """Refuse a layer that is called for its running statistics alone: without its result it would leave the graph."""
+    writing = [n for n in graph.graph.nodes if getattr(n.target, "overloadpacket", None) in _STATISTICS]
+    if writing:
+        graph.graph.eliminate_dead_code(is_impure_node=lambda n: n.is_impure() or n in writing)
+        if any(not node.users for node in writing):
+            raise CaptureError(
+                "a batch normalization is called for its running statistics, and nothing uses its result; a graph "
+                "would leave it out. Use the result, or update the statistics outside the step."
+            )
 
 
 def _one_fake_mode() -> Any:
@@ -137,7 +151,7 @@ class _NumbersAsTensors(TorchFunctionMode):
         if func is torch.Tensor.__bool__ and caller.f_code in _PYRO_QUESTIONS:
             return _PYRO_QUESTIONS[caller.f_code]
         if func in (torch._is_all_true, torch.Tensor.__bool__) and caller.f_globals is _VALIDATION:
-            return True  # a distribution that was made while validation was on: the graph gives NaN or -inf instead
+            return True  # a distribution that was made while validation was on; a graph does not validate
         if func is torch.Tensor.__float__ and caller.f_code is _COMMON_SCALE:  # compared, and not computed with
             return _value(args[0])
         if func is torch.Tensor.register_hook and args[1].__code__.co_filename == pyro.util.__file__:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import enum
 import itertools
@@ -54,6 +55,8 @@ class Watch:
         # A module owns its parameters; a plain pyro.param lives in the store alone.
         own = {name: p for name, p in params.items() if "$$$" not in name}
         self._own_names, self._own = list(own), list(own.values())
+        others = {name: p for name, p in params.items() if "$$$" in name}
+        self._module_names, self._of_modules = list(others), list(others.values())
 
     def entry(self, mapping: dict[Any, Any], key: Any, value: Any, whose: str) -> None:
         """Watch ``mapping[key]``."""
@@ -148,12 +151,39 @@ class Watch:
             if isinstance(container, (dict, set)):
                 container.clear()
                 container.update(then)
+            elif isinstance(container, collections.deque):
+                container.clear()
+                container.extend(then)
             else:
                 container[:] = then
+
+    def leaves(self) -> list[Tensor]:
+        """Return the tensors that are read by name, and no parameters, and that a step would give gradients."""
+        own = {id(p) for p in self.params.values()}
+        read = [*self._values, *(value for _, value, _ in self._cells), *(value for _, _, value, _ in self._others)]
+        leaves = {id(t): t for t in read if isinstance(t, Tensor) and t.requires_grad and t.is_leaf}
+        return [t for place, t in leaves.items() if place not in own]
 
     def registered(self) -> bool:
         """Whether every parameter still has its entry in Pyro's store."""
         return self.params.keys() <= _stored().keys()
+
+    def register(self) -> None:
+        """Put modules' parameters back in their places in the store, as ``pyro_vae.module`` does in each step.
+
+        Another module of the same name may have taken them, or what was loaded into the store.
+        """
+        stored = _stored()
+        if all(map(operator.is_, map(stored.get, self._module_names), self._of_modules)):
+            return
+        names = pyro.get_param_store()._param_to_name
+        for name, p in zip(self._module_names, self._of_modules, strict=True):
+            other = stored[name]
+            if other is not p:
+                if names.get(other) == name:
+                    del names[other]
+                stored[name] = p
+                names[p] = name
 
     def _moved(self) -> str:
         pairs = zip(self._names, self._tensors, self._places, strict=True)

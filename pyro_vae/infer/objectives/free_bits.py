@@ -10,7 +10,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ..._checks import require_positive_int
+from ..._checks import require_number, require_positive_int
 from ..factorization import Site, plates_of
 from .differentiable import DifferentiableELBO
 from .latents import Latents, elementwise, latents
@@ -65,8 +65,7 @@ class TraceFreeBits_ELBO(DifferentiableELBO):
         num_particles: int = 1,
         plate: str | None = "data",
     ) -> None:
-        if not 0 <= floor < float("inf"):
-            raise ValueError(f"floor: expected nats per datum and group, at least 0, got {floor}.")
+        floor = require_number("floor", floor, 0.0)
         if per not in ("dimension", "site"):
             raise ValueError(f"per: expected 'dimension' or 'site', got {per!r}.")
         super().__init__(num_particles=require_positive_int("num_particles", num_particles))

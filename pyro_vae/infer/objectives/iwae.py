@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..._checks import require_positive_int
 from ..importance import weigh
 from ..path_gradient import GradientFactor
 from .differentiable import DifferentiableELBO
@@ -85,8 +86,7 @@ class TraceIWAE_ELBO(DifferentiableELBO):
         *,
         plate: str | None = "data",
     ) -> None:
-        if num_particles < 1:
-            raise ValueError(f"num_particles: expected an integer >= 1, got {num_particles}.")
+        num_particles = require_positive_int("num_particles", num_particles)
         if gradient not in ("standard", "stl", "dreg"):
             raise ValueError(f"gradient: expected 'standard', 'stl' or 'dreg', got {gradient!r}.")
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)

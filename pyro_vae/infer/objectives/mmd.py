@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..._checks import require_positive_int
+from ..._checks import require_number, require_positive_int, require_positive_number
 from .differentiable import DifferentiableELBO
 from .latents import latents, only_latent, scaled_sum
 
@@ -69,11 +68,8 @@ class TraceMMD(DifferentiableELBO):
         num_particles: int = 1,
         plate: str | None = "data",
     ) -> None:
-        for name, value in (("scale", scale), ("beta", beta)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name}: expected a finite number, at least 0, got {value}.")
-        if lengthscale is not None and not 0 < lengthscale < math.inf:
-            raise ValueError(f"lengthscale: expected a number above 0, or None, got {lengthscale}.")
+        scale, beta = require_number("scale", scale, 0.0), require_number("beta", beta, 0.0)
+        lengthscale = None if lengthscale is None else require_positive_number("lengthscale", lengthscale)
         super().__init__(num_particles=require_positive_int("num_particles", num_particles))
         self.scale = scale
         self.beta = beta

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._checks import require_number, require_positive_int
 from ..importance import weigh
 from .differentiable import DifferentiableELBO
 
@@ -59,10 +60,8 @@ class TraceRenyi_ELBO(DifferentiableELBO):
     """
 
     def __init__(self, alpha: float = 0.5, num_particles: int = 5, *, plate: str | None = "data") -> None:
-        if not math.isfinite(alpha):
-            raise ValueError(f"alpha: expected a finite number, got {alpha}.")
-        if num_particles < 1:
-            raise ValueError(f"num_particles: expected an integer >= 1, got {num_particles}.")
+        alpha = require_number("alpha", alpha)
+        num_particles = require_positive_int("num_particles", num_particles)
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
         self.alpha = alpha
         self.plate = plate

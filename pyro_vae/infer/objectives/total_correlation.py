@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..._checks import require_positive_int
+from ..._checks import require_number, require_positive_int
 from .differentiable import DifferentiableELBO
 from .latents import elementwise, latents, only_latent, scaled_sum
 
@@ -89,9 +88,8 @@ class TraceTC_ELBO(DifferentiableELBO):
         num_particles: int = 1,
         plate: str | None = "data",
     ) -> None:
-        for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name}: expected a finite number, at least 0, got {value}.")
+        weights = {"alpha": alpha, "beta": beta, "gamma": gamma}
+        alpha, beta, gamma = (require_number(name, value, 0.0) for name, value in weights.items())
         if sampling not in ("stratified", "weighted"):
             raise ValueError(f"sampling: expected 'stratified' or 'weighted', got {sampling!r}.")
         super().__init__(num_particles=require_positive_int("num_particles", num_particles))

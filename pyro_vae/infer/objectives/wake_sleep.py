@@ -12,6 +12,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ..._checks import require_number, require_positive_int
 from ..importance import weigh
 from ..path_gradient import latent_sites
 from .differentiable import DifferentiableELBO
@@ -70,10 +71,9 @@ class TraceWakeSleep(DifferentiableELBO):
     """
 
     def __init__(self, num_particles: int = 5, wake: float = 1.0, *, plate: str | None = "data") -> None:
-        if num_particles < 2:
+        if require_positive_int("num_particles", num_particles) < 2:
             raise ValueError(f"num_particles: expected an integer >= 2 (one weight alone is 1), got {num_particles}.")
-        if not 0 <= wake <= 1:
-            raise ValueError(f"wake: expected a number between 0 and 1, got {wake}.")
+        wake = require_number("wake", wake, 0.0, 1.0)
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
         self.wake = wake
         self.plate = plate

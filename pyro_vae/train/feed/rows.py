@@ -68,12 +68,14 @@ class Rows:
         if self._count is not None:
             rows = _require_number(self._count(*args))
             return Data(rows, rows)
-        known = self._known.get(_shape(args, _DEPTH))
+        known = self._known.get(_shape((args, kwargs), _DEPTH))
         if known is not None:
             return known
-        return Data(0, 0) if length(args) == 0 else self.learn(args, look_at(self._svi, args, kwargs).model_trace)
+        if length(args) == 0:
+            return Data(0, 0)
+        return self.learn(args, kwargs, look_at(self._svi, args, kwargs).model_trace)
 
-    def learn(self, args: tuple[Any, ...], model_trace: Trace) -> Data:
+    def learn(self, args: tuple[Any, ...], kwargs: dict[str, Any], model_trace: Trace) -> Data:
         """Keep, and return, the numbers of data of a batch on which the model has run."""
         data = data_in(model_trace)
         if data is None:
@@ -86,7 +88,7 @@ class Rows:
                 )
         if len(self._known) >= _MOST:
             self._known.pop(next(iter(self._known)))
-        self._known[_shape(args, _DEPTH)] = data
+        self._known[_shape((args, kwargs), _DEPTH)] = data
         return data
 
 

@@ -48,6 +48,8 @@ def describe_inputs(
     run: Run,
     schedules: Mapping[str, Schedule],
     transform: Callable[..., Any] | None,
+    keywords: tuple[str, ...],
+    rows: Callable[..., int] | None,
     callbacks: list[Callback],
     on_nonfinite: str,
 ) -> dict[str, Any]:
@@ -69,6 +71,8 @@ def describe_inputs(
             "optimizer": _optimizer(run.svi.optim),
             "size": run.size,
             "transform": None if transform is None else name_of(transform),
+            "keywords": list(keywords),
+            "rows": None if rows is None else name_of(rows),
             "schedules": {name: _values(schedule) for name, schedule in schedules.items()},
             "callbacks": {type(callback).__name__: _callback(callback) for callback in essential},
             "train": describe_data(run.train),

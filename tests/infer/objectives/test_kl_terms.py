@@ -312,3 +312,22 @@ def test_refused_with_a_reason() -> None:
 def _coin(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
         pyro.sample("k", dist.Bernoulli(0.5))
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda v: pv.TraceIWAE_ELBO(v), "num_particles"),
+        (lambda v: pv.TraceRenyi_ELBO(0.5, v), "num_particles"),
+        (lambda v: pv.TraceWakeSleep(v), "num_particles"),
+        (lambda v: pv.TraceRenyi_ELBO(v), "alpha"),
+        (lambda v: pv.TraceWakeSleep(3, v), "wake"),
+        (lambda v: pv.TraceFreeBits_ELBO(v), "floor"),
+        (lambda v: pv.TraceMMD(v), "scale"),
+        (lambda v: pv.TraceTC_ELBO(v), "beta"),
+    ],
+)
+@pytest.mark.parametrize("value", ["0.5", None, True, float("nan")])
+def test_options_of_another_type_are_refused(make: Any, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{name}: expected .*, got {value!r}"):
+        make(value)

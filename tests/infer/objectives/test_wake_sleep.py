@@ -154,5 +154,5 @@ def test_refused_with_a_reason() -> None:
         gradients(TraceWakeSleep(2, wake=0.0), normal_model, auxiliary)
     with pytest.raises(ValueError, match="num_particles: expected an integer >= 2"):
         TraceWakeSleep(1)
-    with pytest.raises(ValueError, match="wake: expected a number between 0 and 1, got 2"):
+    with pytest.raises(ValueError, match="wake: expected a finite number from 0 to 1, got 2"):
         TraceWakeSleep(2, wake=2.0)
