@@ -86,7 +86,7 @@ def require_count(name: str, value: Any) -> int:
 
 
 def require_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    """Return ``value`` as a float; refuse what is no finite real number from ``low`` to ``high`` (numpy numbers are)."""
+    """Return ``value`` as a float; refuse what is no finite number (numpy numbers are) from ``low`` to ``high``."""
     number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
     if not (low <= number <= high and math.isfinite(number)):
         least = f" of at least {low:g}" if low > -math.inf and high == math.inf else ""

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from .._checks import require_positive_number
-from .torch_optimizer import make_fused, plain_state
+from .torch_optimizer import make_fused, plain_state, require_options
 
 OptimArgs = dict[str, Any] | Callable[..., dict[str, Any]]
 
@@ -73,7 +73,7 @@ class FusedOptim(PyroOptim):
         if clip_norm is not None:
             require_positive_number("clip_norm", clip_norm)
         if isinstance(optim_args, dict):
-            _require_options(torch_optimizer_class, optim_args)
+            require_options(torch_optimizer_class, optim_args)
         super().__init__(torch_optimizer_class, optim_args)
         self.clip_norm = clip_norm
         self.optimizer: Optimizer | None = None
@@ -298,14 +298,3 @@ def Adam(
         D. P. Kingma, J. Ba (2015), Adam: A Method for Stochastic Optimization, algorithm 1.
     """
     return FusedOptim(torch.optim.Adam, optim_args, clip_norm=clip_norm, scheduler=scheduler)
-
-
-def _require_options(optimizer_class: Callable[..., Optimizer], options: dict[str, Any]) -> None:
-    """Refuse options that the torch optimizer does not take."""
-    try:
-        optimizer_class([torch.zeros(1, requires_grad=True)], **options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        name = getattr(optimizer_class, "__name__", repr(optimizer_class))
-        raise type(error)(
-            f"optim_args: expected options of {name}, such as {{'lr': 1e-3}}, got {options} ({error})."
-        ) from error

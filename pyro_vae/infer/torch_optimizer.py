@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["make_fused", "plain_state"]
+__all__ = ["make_fused", "plain_state", "require_options"]
 
 _PLAIN = (bool, int, float, str, type(None), Tensor)
 
@@ -37,3 +39,14 @@ def _is_plain(value: Any) -> bool:
     if type(value) in (list, tuple):
         return all(_is_plain(v) for v in value)
     return type(value) is dict or isinstance(value, _PLAIN)
+
+
+def require_options(optimizer_class: Callable[..., Optimizer], options: dict[str, Any]) -> None:
+    """Refuse options that the torch optimizer does not take."""
+    try:
+        optimizer_class([torch.zeros(1, requires_grad=True)], **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        name = getattr(optimizer_class, "__name__", repr(optimizer_class))
+        raise type(error)(
+            f"optim_args: expected options of {name}, such as {{'lr': 1e-3}}, got {options} ({error})."
+        ) from error

@@ -167,7 +167,7 @@ def a_lazy_cache() -> Setup:
     return Setup(Story().model, guide, fresh(5))
 
 
-@program(LEFT, says="changes state")
+@program(LEFT, says="writes to an entry of a defaultdict")
 def a_memo_in_a_defaultdict() -> Setup:
     """Numbers of calls kept in a `defaultdict`"""
     counts: dict[str, int] = collections.defaultdict(int)

@@ -28,7 +28,7 @@ class Cache:
         self._kept: dict[Hashable, list[CapturedStep]] = {}
         self._seen: dict[Hashable, Watch] = {}  # keys that Pyro ran last, and what that run read
         self._refused: set[Hashable] = set()
-        self._programs: dict[Hashable, Any] = {}  # kept alive: a key holds places in memory
+        self._programs: dict[Hashable, Any] = {}  # kept alive, as keys tell them apart by their places in memory
         self._changes: dict[Hashable, int] = {}
         self._new_keys = 0
         self._said_full = False
@@ -41,13 +41,12 @@ class Cache:
         seen = dict.fromkeys(self._seen, 1)
         return seen | {key: 1 + graphs[-1].calls for key, graphs in self._kept.items() if graphs}
 
-    def find(self, key: Hashable) -> CapturedStep | None:
-        """Return the graph that stands for such a call as things are now."""
-        return next((graph for graph in self._kept.get(key, ()) if graph.watch.change() is None), None)
-
-    def knows(self, key: Hashable, program: Any) -> None:
-        """Keep what a key was made of, so that nothing else comes to stand at its place in memory."""
-        self._programs.setdefault(key, program)
+    def find(self, key: Hashable, program: Any) -> CapturedStep | None:
+        """Return the graph that stands for such a call of a program as things are now."""
+        found = next((graph for graph in self._kept.get(key, ()) if graph.watch.change() is None), None)
+        if found is None:
+            self._programs.setdefault(key, program)
+        return found
 
     def keep(self, key: Hashable, graph: CapturedStep) -> None:
         """Keep a graph that was captured."""

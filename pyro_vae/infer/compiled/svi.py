@@ -194,9 +194,7 @@ class CompiledSVI(SVI):
         except CaptureError as error:
             self._words.leave(error)
             return self._by_pyro(program, kind, args, kwargs)
-        step = self._cache.find(call.key)
-        if step is None:
-            self._cache.knows(call.key, program)
+        step = self._cache.find(call.key, program)
         # Where the store was cleared, Pyro fills it again.
         if self._cache.refused(call.key) or (step is not None and not step.watch.registered()):
             return self._by_pyro(program, kind, args, kwargs)

@@ -24,6 +24,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .batch_statistics import require_used_statistics
 from .errors import CaptureError, user_line
 from .undo import host_random_state, undone
 
@@ -45,7 +46,6 @@ _PYRO_QUESTIONS = {
 _VALIDATION = vars(torch.distributions.distribution)
 _COMMON_SCALE = inspect.unwrap(pyro.infer.traceenum_elbo._get_common_scale).__code__
 _SPLINE = inspect.unwrap(_monotonic_rational_spline).__code__
-_STATISTICS = (aten.native_batch_norm, aten.cudnn_batch_norm)  # which write without saying so
 _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 _SEQUENTIAL_PLATE = IndepMessenger.__iter__.__code__
 _SEED = 0x5EED_0F_C0DE  # no seed that a program would set
@@ -113,21 +113,9 @@ def traced_graph(
             "model, guide or objective draws from Python's or numpy's random numbers, which a graph would freeze. "
             "Draw with torch or pyro.sample."
         )
-    _require_used_statistics(graph)
+    require_used_statistics(graph)
     graph.graph.eliminate_dead_code()
     return _lift(graph)
-
-
-def _require_used_statistics(graph: fx.GraphModule) -> None:
-    """Refuse a layer that is called for its running statistics alone: without its result it would leave the graph."""
-    writing = [n for n in graph.graph.nodes if getattr(n.target, "overloadpacket", None) in _STATISTICS]
-    if writing:
-        graph.graph.eliminate_dead_code(is_impure_node=lambda n: n.is_impure() or n in writing)
-        if any(not node.users for node in writing):
-            raise CaptureError(
-                "a batch normalization is called for its running statistics, and nothing uses its result; a graph "
-                "would leave it out. Use the result, or update the statistics outside the step."
-            )
 
 
 def _one_fake_mode() -> Any:
