@@ -52,6 +52,13 @@ class Observation(dist.Independent):
         base = base.expand(torch.Size(batch_shape) + self.event_shape)
         return Observation(base, self.event_shape, self.expected, self.dtype, self.check, self.observed)
 
+    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> Observation:
+        """Return the distribution with that many batch dimensions, by default all, as event dimensions."""
+        n = len(self.batch_shape) if reinterpreted_batch_ndims is None else reinterpreted_batch_ndims
+        base = self.base_dist if self.observed is None else self.base_dist.base_dist
+        event_shape = self.batch_shape[len(self.batch_shape) - n :] + self.event_shape
+        return Observation(base, event_shape, self.expected, self.dtype, self.check, self.observed)
+
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x|z) in nats, one number per datum; minus infinity outside the support."""
         require_float("x", x, self.dtype)
