@@ -39,8 +39,8 @@ from .likelihoods import (
     ZeroInflatedNegativeBinomialLikelihood,
     observed_elements,
 )
-from .models import VAE, latent_scale, module
-from .networks import MLP, AnyLeadingDims, ConvDecoder, ConvEncoder, GatedMLP
+from .models import VAE, DeepMarkovModel, latent_scale, module
+from .networks import MLP, AnyLeadingDims, BackwardRNN, ConvDecoder, ConvEncoder, GatedMLP
 from .posteriors import (
     DeltaPosterior,
     DiagonalNormalPosterior,
@@ -48,7 +48,7 @@ from .posteriors import (
     LowRankNormalPosterior,
     MultivariateNormalPosterior,
 )
-from .priors import FlowPrior, MixturePrior, StandardNormalPrior, VampPrior, fit_prior
+from .priors import FlowPrior, GatedTransition, MixturePrior, StandardNormalPrior, VampPrior, fit_prior
 from .train import (
     Callback,
     Checkpoint,
@@ -72,6 +72,7 @@ __all__ = [
     "Adam",
     "AnyLeadingDims",
     "AutoGlobalGuide",
+    "BackwardRNN",
     "BernoulliLikelihood",
     "BetaLikelihood",
     "Bounds",
@@ -86,6 +87,7 @@ __all__ = [
     "ContinuousBernoulliLikelihood",
     "ConvDecoder",
     "ConvEncoder",
+    "DeepMarkovModel",
     "DeltaPosterior",
     "DiagonalNormalPosterior",
     "DiscretizedLogisticLikelihood",
@@ -94,6 +96,7 @@ __all__ = [
     "FlowPrior",
     "FusedOptim",
     "GatedMLP",
+    "GatedTransition",
     "GaussianLikelihood",
     "History",
     "Imputed",

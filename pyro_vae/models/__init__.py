@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .deep_markov import DeepMarkovModel
 from .latent_scale import latent_scale
 from .module import module
 from .vae import VAE
 
-__all__ = ["VAE", "latent_scale", "module"]
+__all__ = ["VAE", "DeepMarkovModel", "latent_scale", "module"]

@@ -5,5 +5,6 @@ from __future__ import annotations
 from .convolutional import ConvDecoder, ConvEncoder
 from .leading_dims import AnyLeadingDims
 from .mlp import MLP, GatedMLP
+from .sequence import BackwardRNN
 
-__all__ = ["MLP", "AnyLeadingDims", "ConvDecoder", "ConvEncoder", "GatedMLP"]
+__all__ = ["MLP", "AnyLeadingDims", "BackwardRNN", "ConvDecoder", "ConvEncoder", "GatedMLP"]

@@ -2,8 +2,9 @@
 
 from .fit_prior import fit_prior
 from .flow import FlowPrior
+from .gated_transition import GatedTransition
 from .mixture import MixturePrior
 from .standard_normal import StandardNormalPrior
 from .vamp import VampPrior
 
-__all__ = ["FlowPrior", "MixturePrior", "StandardNormalPrior", "VampPrior", "fit_prior"]
+__all__ = ["FlowPrior", "GatedTransition", "MixturePrior", "StandardNormalPrior", "VampPrior", "fit_prior"]
