@@ -38,7 +38,7 @@ from .likelihoods import (
     ZeroInflatedNegativeBinomialLikelihood,
     observed_elements,
 )
-from .models import VAE, latent_scale, module
+from .models import VAE, HierarchicalVAE, latent_scale, module
 from .networks import MLP, AnyLeadingDims, ConvDecoder, ConvEncoder, GatedMLP
 from .posteriors import (
     DeltaPosterior,
@@ -94,6 +94,7 @@ __all__ = [
     "FusedOptim",
     "GatedMLP",
     "GaussianLikelihood",
+    "HierarchicalVAE",
     "History",
     "Imputed",
     "LaplaceLikelihood",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .hierarchical import HierarchicalVAE
 from .latent_scale import latent_scale
 from .module import module
 from .vae import VAE
 
-__all__ = ["VAE", "latent_scale", "module"]
+__all__ = ["VAE", "HierarchicalVAE", "latent_scale", "module"]

@@ -35,7 +35,7 @@ def fit_prior(
     the best state is kept. The VAE is not changed; set ``vae.prior = fit_prior(vae, ...)``.
 
     Args:
-        vae: has a ``prior`` and ``encode(x, *given)``.
+        vae: has a ``prior`` and ``encode(x, *given)``; a ``HierarchicalVAE`` has the prior of z_L.
         train: data ``(N, *E)``, or a tuple of them and of what is given with them.
         validation: likewise, of data that were not trained on.
         prior: the prior to fit, trained in place; by default ``MixturePrior(D, 100)``. A ``MixturePrior`` begins with
@@ -115,8 +115,15 @@ def _draws(vae: Any, data: tuple[Tensor, ...], batch_size: int, num_particles: i
     """Return draws of q(z|x), ``(K, N, D)``."""
     parts = []
     for batch in zip(*(value.split(batch_size) for value in data), strict=True):
-        parts.append(vae.encode(*batch).sample((num_particles,)))
+        parts.append(_draw(vae, batch, num_particles))
     return torch.cat(parts, 1)
+
+
+def _draw(vae: Any, batch: tuple[Tensor, ...], num_particles: int) -> Tensor:
+    if hasattr(vae, "latents"):  # a hierarchy, whose top layer has the prior
+        return torch.stack([vae.latents(*batch)[-1] for _ in range(num_particles)])
+    draws: Tensor = vae.encode(*batch).sample((num_particles,))
+    return draws
 
 
 @torch.no_grad()
