@@ -38,7 +38,7 @@ from .likelihoods import (
     ZeroInflatedNegativeBinomialLikelihood,
     observed_elements,
 )
-from .models import VAE, HierarchicalVAE, latent_scale, module
+from .models import VAE, HierarchicalVAE, ProbabilisticPCA, latent_scale, module
 from .networks import MLP, AnyLeadingDims, ConvDecoder, ConvEncoder, GatedMLP
 from .posteriors import (
     DeltaPosterior,
@@ -104,6 +104,7 @@ __all__ = [
     "MultivariateNormalPosterior",
     "NegativeBinomialLikelihood",
     "PoissonLikelihood",
+    "ProbabilisticPCA",
     "Run",
     "SamplePictures",
     "StandardNormalPrior",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .hierarchical import HierarchicalVAE
 from .latent_scale import latent_scale
 from .module import module
+from .ppca import ProbabilisticPCA
 from .vae import VAE
 
-__all__ = ["VAE", "HierarchicalVAE", "latent_scale", "module"]
+__all__ = ["VAE", "HierarchicalVAE", "ProbabilisticPCA", "latent_scale", "module"]
