@@ -38,7 +38,7 @@ from .likelihoods import (
     ZeroInflatedNegativeBinomialLikelihood,
     observed_elements,
 )
-from .models import VAE, HierarchicalVAE, ProbabilisticPCA, latent_scale, module
+from .models import VAE, Autoencoder, HierarchicalVAE, ProbabilisticPCA, latent_scale, module
 from .networks import MLP, AnyLeadingDims, ConvDecoder, ConvEncoder, GatedMLP
 from .posteriors import (
     DeltaPosterior,
@@ -71,6 +71,7 @@ __all__ = [
     "Adam",
     "AnyLeadingDims",
     "AutoGlobalGuide",
+    "Autoencoder",
     "BernoulliLikelihood",
     "BetaLikelihood",
     "Bounds",

@@ -264,7 +264,8 @@ class VAE(nn.Module):
         if shape != prior.event_shape:
             raise ValueError(
                 f"posterior: expected q(z|x) of event shape {tuple(prior.event_shape)}, that of the prior, got "
-                f"{tuple(shape)}. Give its network 2 * latent_dim outputs, latent_dim being the prior's."
+                f"{tuple(shape)}. Give its network the outputs that the prior's latent_dim needs: 2 * latent_dim for "
+                "DiagonalNormalPosterior, latent_dim for a point or the encoder of Autoencoder."
             )
         self._compared = (self.prior, shape)
 
