@@ -28,8 +28,8 @@ class Autoencoder(VAE):
     It is ``VAE`` with an improper uniform prior and a point in place of the posterior, so that minus the loss is the
     log-likelihood of each datum given its own code, log p(x|f(x)): minus half the squared error with
     ``GaussianLikelihood(network, scale=1.0)``, up to a constant; minus the binary cross-entropy with
-    ``BernoulliLikelihood(network)``. ``SVI`` or ``CompiledSVI`` with ``Trace_ELBO``, and ``fit``, train it; what ``fit``
-    calls ``train_elbo`` is the mean of log p(x|f(x)).
+    ``BernoulliLikelihood(network)``. ``SVI`` or ``CompiledSVI`` with ``Trace_ELBO``, and ``fit``, train it; what
+    ``fit`` calls ``train_elbo`` is the mean of log p(x|f(x)).
 
     That is no bound on log p(x), there being no p(x): ``pyro_vae.bounds`` and ``log_weights`` refuse it. Nor is there
     anything to draw codes from: ``sample`` refuses, until a density is fitted to the codes afterwards. Codes drawn from

@@ -175,7 +175,7 @@ class HierarchicalVAE(VAE):
         if self.bottom_up is not None:
             return self._estimates(x, *given, mask=mask)[-1]
         observed = self.observed(x, mask)
-        with naming_what_is_not_finite(x):
+        with naming_what_is_not_finite(x, observed):
             q = self.posteriors[0](x, *given) if observed is None else self.posteriors[0](x, *given, mask=observed)
         require_distribution("posteriors[0]", q)
         return q
@@ -222,7 +222,7 @@ class HierarchicalVAE(VAE):
         """Return the normal distributions that the deterministic pass from x upwards gives for z_1 to z_L."""
         h, estimates = x, []
         observed = self.observed(x, mask)
-        with naming_what_is_not_finite(x):
+        with naming_what_is_not_finite(x, observed):
             for i, (network, posterior) in enumerate(zip(self.bottom_up or (), self.posteriors, strict=True)):
                 h = network(network_input(network, h, observed if i == 0 else None))
                 estimates.append(posterior(h, *given))

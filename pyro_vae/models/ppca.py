@@ -158,5 +158,5 @@ class ProbabilisticPCA(VAE):
         precision = torch.eye(weight.shape[1], dtype=x.dtype, device=x.device) + products / variance
         factor = torch.linalg.cholesky(precision)
         loc = torch.cholesky_solve((centered @ weight / variance)[..., None], factor)[..., 0]
-        with naming_what_is_not_finite(x):
+        with naming_what_is_not_finite(x, observed):
             return dist.MultivariateNormal(loc, precision_matrix=precision)

@@ -123,7 +123,9 @@ class VAE(nn.Module):
         with self.data_plate(x, *given, size=size):
             with latent_scale(beta):
                 z = pyro.sample("z", self.prior(*given))
-            p = self.decode(z, *given, mask=self.observed(x, mask))
+            observed = self.observed(x, mask)
+            with naming_what_is_not_finite(x, observed):
+                p = self.decode(z, *given, mask=observed)
             return pyro.sample("x", p, obs=x)
 
     def guide(
@@ -189,7 +191,7 @@ class VAE(nn.Module):
         Its event shape is compared with that of p(z) in the first call, and again after another prior was set.
         """
         observed = self.observed(x, mask)
-        with naming_what_is_not_finite(x):
+        with naming_what_is_not_finite(x, observed):
             q = self.posterior(x, *given) if observed is None else self.posterior(x, *given, mask=observed)
         require_distribution("posterior", q)
         self._require_latent_shape(q.event_shape, given)
@@ -271,13 +273,16 @@ class VAE(nn.Module):
 
 
 @contextlib.contextmanager
-def naming_what_is_not_finite(x: Any) -> Iterator[None]:
-    """Say of NaN in ``x`` that it is there: Pyro's own message speaks of the network's output, and not of x."""
+def naming_what_is_not_finite(x: Any, observed: Tensor | None = None) -> Iterator[None]:
+    """Say of NaN in ``x``, where observed, that it is there: Pyro's own message speaks of a network's output."""
     try:
         yield
     except ValueError as error:
-        if isinstance(x, Tensor) and not x.isfinite().all():
-            bad = x[~x.isfinite()][0].item()
+        wrong = torch.zeros(1, dtype=torch.bool)
+        if isinstance(x, Tensor):
+            wrong = ~x.isfinite() if observed is None else ~x.isfinite() & observed
+        if wrong.any():
+            bad = x[wrong][0].item()
             fix = "Remove what is missing, or build the model with missing=True, to which NaN means missing."
             raise ValueError(f"x: expected finite values, got {bad}. {fix}") from error
         raise

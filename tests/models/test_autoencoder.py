@@ -157,5 +157,6 @@ def test_bad_input_is_refused(binary_data):
         wide.guide(binary_data)
     holes = binary_data.clone()
     holes[0, 0] = math.nan
-    with pytest.raises(ValueError, match=r"x: expected finite values, got nan"):
-        small().encode(holes)
+    for autoencoder in (small(), linear()):
+        with pytest.raises(ValueError, match=r"x: expected finite values, got nan. Remove what is missing, or build"):
+            Trace_ELBO().loss(autoencoder.model, autoencoder.guide, holes)
