@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import data, plots
 from ._version import __version__
 from .conditional import Conditional
-from .evaluate import Bounds, Imputed, bounds, elbo, impute, iwae, log_likelihood, log_weights
+from .evaluate import Bounds, Imputed, Refined, bounds, elbo, impute, iwae, log_likelihood, log_weights, refine
 from .flows import autoregressive_flow
 from .infer import (
     Adam,
@@ -106,6 +106,7 @@ __all__ = [
     "NegativeBinomialLikelihood",
     "PoissonLikelihood",
     "ProbabilisticPCA",
+    "Refined",
     "Run",
     "SamplePictures",
     "StandardNormalPrior",
@@ -140,5 +141,6 @@ __all__ = [
     "one_cycle",
     "plots",
     "read_checkpoint",
+    "refine",
     "with_globals",
 ]
