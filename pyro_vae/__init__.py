@@ -38,7 +38,7 @@ from .likelihoods import (
     ZeroInflatedNegativeBinomialLikelihood,
     observed_elements,
 )
-from .models import VAE, Autoencoder, HierarchicalVAE, ProbabilisticPCA, latent_scale, module
+from .models import VAE, Autoencoder, ConditionalVAE, HierarchicalVAE, ProbabilisticPCA, latent_scale, module
 from .networks import MLP, AnyLeadingDims, ConvDecoder, ConvEncoder, GatedMLP
 from .posteriors import (
     DeltaPosterior,
@@ -83,6 +83,7 @@ __all__ = [
     "Checkpoint",
     "CompiledSVI",
     "Conditional",
+    "ConditionalVAE",
     "ContinuousBernoulliLikelihood",
     "ConvDecoder",
     "ConvEncoder",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from .autoencoder import Autoencoder
+from .conditional_vae import ConditionalVAE
 from .hierarchical import HierarchicalVAE
 from .latent_scale import latent_scale
 from .module import module
 from .ppca import ProbabilisticPCA
 from .vae import VAE
 
-__all__ = ["VAE", "Autoencoder", "HierarchicalVAE", "ProbabilisticPCA", "latent_scale", "module"]
+__all__ = ["VAE", "Autoencoder", "ConditionalVAE", "HierarchicalVAE", "ProbabilisticPCA", "latent_scale", "module"]
