@@ -128,7 +128,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="the largest of one cycle")
-    parser.add_argument("--beta-warmup", type=float, default=0.0, help="epochs in which beta rises from 0 to 1")
+    parser.add_argument("--beta-warmup", type=float, default=10.0, help="epochs in which beta rises from 0 to 1")
     parser.add_argument("--test-particles", type=int, default=5000)
     parser.add_argument("--dataset", choices=("mnist", "digits"), default="mnist")
     parser.add_argument("--data-dir", type=Path, help="folder of the data set; without it, MNIST is downloaded")

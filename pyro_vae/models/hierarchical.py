@@ -33,7 +33,8 @@ class HierarchicalVAE(VAE):
     both normal with diagonal covariance: precisions add up, and means are weighted by precision.
 
     Sites ``"z_1"`` to ``"z_L"`` and ``"x"`` in the plate ``"data"`` at ``dim=-1``. Everything else is as in ``VAE``,
-    ``mask=`` and ``missing=True`` included. With one layer it is ``VAE``.
+    ``mask=`` and ``missing=True`` included. With one layer it is ``VAE``. Train it with a ``beta`` that rises from 0
+    (``pyro_vae.linear_warmup``): without it upper layers, of the ladder above all, may stay unused.
 
     ``TraceMeanField_ELBO`` takes the ladder, whose layers are drawn in the model's order. Of the bottom-up guide it
     would compute something that is no bound, and warns; use ``TraceSTL_ELBO``, ``TraceIWAE_ELBO`` or ``Trace_ELBO``.
