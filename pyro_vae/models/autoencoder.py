@@ -101,6 +101,15 @@ class ImproperPrior(nn.Module):
         super().__init__()
         self.latent_dim = latent_dim
 
-    def forward(self, *given: Any) -> dist.ImproperUniform:
+    def forward(self, *given: Any) -> Improper:
         """Return the improper distribution, of event shape ``(D,)``; ``given`` is not used."""
-        return dist.ImproperUniform(constraints.real_vector, (), (self.latent_dim,))
+        return Improper(constraints.real_vector, (), (self.latent_dim,))
+
+
+class Improper(dist.ImproperUniform):
+    """Pyro's improper uniform distribution, its log-density on the device and of the dtype of the value."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return zeros."""
+        zeros: Tensor = super().log_prob(value).to(value)
+        return zeros
