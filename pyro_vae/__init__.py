@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import data, plots
 from ._version import __version__
 from .conditional import Conditional
-from .evaluate import Bounds, Imputed, bounds, elbo, impute, iwae, log_likelihood, log_weights
+from .evaluate import Bounds, Imputed, Refined, bounds, elbo, impute, iwae, log_likelihood, log_weights, refine
 from .flows import autoregressive_flow
 from .infer import (
     Adam,
@@ -39,7 +39,16 @@ from .likelihoods import (
     ZeroInflatedNegativeBinomialLikelihood,
     observed_elements,
 )
-from .models import VAE, DeepMarkovModel, latent_scale, module
+from .models import (
+    VAE,
+    Autoencoder,
+    ConditionalVAE,
+    DeepMarkovModel,
+    HierarchicalVAE,
+    ProbabilisticPCA,
+    latent_scale,
+    module,
+)
 from .networks import MLP, AnyLeadingDims, BackwardRNN, ConvDecoder, ConvEncoder, GatedMLP
 from .posteriors import (
     DeltaPosterior,
@@ -72,6 +81,7 @@ __all__ = [
     "Adam",
     "AnyLeadingDims",
     "AutoGlobalGuide",
+    "Autoencoder",
     "BackwardRNN",
     "BernoulliLikelihood",
     "BetaLikelihood",
@@ -84,6 +94,7 @@ __all__ = [
     "Checkpoint",
     "CompiledSVI",
     "Conditional",
+    "ConditionalVAE",
     "ContinuousBernoulliLikelihood",
     "ConvDecoder",
     "ConvEncoder",
@@ -98,6 +109,7 @@ __all__ = [
     "GatedMLP",
     "GatedTransition",
     "GaussianLikelihood",
+    "HierarchicalVAE",
     "History",
     "Imputed",
     "LaplaceLikelihood",
@@ -108,6 +120,8 @@ __all__ = [
     "MultivariateNormalPosterior",
     "NegativeBinomialLikelihood",
     "PoissonLikelihood",
+    "ProbabilisticPCA",
+    "Refined",
     "Run",
     "SamplePictures",
     "StandardNormalPrior",
@@ -142,5 +156,6 @@ __all__ = [
     "one_cycle",
     "plots",
     "read_checkpoint",
+    "refine",
     "with_globals",
 ]

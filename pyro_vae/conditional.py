@@ -24,10 +24,12 @@ class Conditional(nn.Module):
             number of elements of z or x and C that of the tensors joined.
         given: the positions, among what is given with the data, of the tensors to join; None joins all. With labels
             first and exposures second, ``given=(0,)`` joins the labels. ``part`` gets everything given in any case.
+        event_dim: the dimensions of one input: 1 for a vector; 3 for an image (C, H, W), to which images given
+            ``(B, C_i, H, W)`` are joined as further channels, and vectors ``(B, C_i)`` as constant ones.
 
     Returns:
         ``forward(input, *given, mask=None)`` joins ``input`` ``(*, F)`` with tensors given ``(B, C_i)`` along the last
-        dimension and returns what ``part`` returns.
+        dimension (images along that of the channels) and returns what ``part`` returns.
 
     Raises:
         TypeError: a tensor to join is not a float tensor of the dtype of ``input``.
@@ -49,12 +51,15 @@ class Conditional(nn.Module):
         Sohn, Lee and Yan (2015), Learning structured output representation using deep conditional generative models.
     """
 
-    def __init__(self, part: Callable[..., Any], *, given: Sequence[int] | None = None) -> None:
+    def __init__(self, part: Callable[..., Any], *, given: Sequence[int] | None = None, event_dim: int = 1) -> None:
         super().__init__()
         if not callable(part) or isinstance(part, type):
             raise TypeError(f"part: expected a likelihood or posterior, got {part!r}.")
         self.part: Any = part
         self.given = _require_positions(given)
+        if event_dim not in (1, 3):
+            raise ValueError(f"event_dim: expected 1, for vectors, or 3, for images (C, H, W), got {event_dim!r}.")
+        self.event_dim = int(event_dim)
         if hasattr(part, "event_shape"):
             self.event_shape = part.event_shape
 
@@ -74,7 +79,7 @@ class Conditional(nn.Module):
         require_tensor("input", input)
         if mask is not None:
             require_mask("mask", mask, input)
-            input = torch.cat([input.where(mask, torch.zeros_like(input)), mask.to(input.dtype)], -1)
+            input = torch.cat([input.where(mask, torch.zeros_like(input)), mask.to(input.dtype)], -self.event_dim)
         positions = range(max(len(given), 1)) if self.given is None else self.given
         joined = [input]
         for i in positions:
@@ -84,12 +89,12 @@ class Conditional(nn.Module):
                     f"given[{i}]: expected what Conditional joins with its input (labels, for instance), got {got}. "
                     "Pass it after x: svi.step(x, y), validation=[(x, y)], vae.sample(n, y)."
                 )
-            joined.append(_columns(f"given[{i}]", given[i], input))
-        return self.part(torch.cat(joined, -1), *given)
+            joined.append(_columns(f"given[{i}]", given[i], input, self.event_dim))
+        return self.part(torch.cat(joined, -self.event_dim), *given)
 
 
-def _columns(name: str, value: Any, input: Tensor) -> Tensor:
-    """Return what is given, ``(B, C)``, with the leading dimensions of ``input``."""
+def _columns(name: str, value: Any, input: Tensor, event_dim: int) -> Tensor:
+    """Return what is given, ``(B, C)`` or ``(B, C, H, W)``, with the leading dimensions of ``input``."""
     require_tensor(name, value)
     encode = "Encode classes (torch.nn.functional.one_hot(y, num_classes).float())"
     if value.ndim < 2:
@@ -103,12 +108,22 @@ def _columns(name: str, value: Any, input: Tensor) -> Tensor:
             f"{encode}, and convert numbers: y.to({input.dtype})."
         )
     require_float(name, value, input.dtype)
+    leading = input.shape[: input.ndim - event_dim]
+    if event_dim == 3:
+        if value.ndim == 3:
+            raise ValueError(
+                f"{name}: expected vectors (B, C) or images (B, C, H, W) to join with images, got "
+                f"{tuple(value.shape)}. Write images of one channel as y[:, None]."
+            )
+        value = value[..., None, None] if value.ndim == 2 else value
+    sizes = (value.shape[-event_dim], *input.shape[input.ndim - event_dim + 1 :])
     try:
-        return value.expand(*input.shape[:-1], value.shape[-1])
+        return value.expand(*leading, *sizes)
     except RuntimeError:
+        sides = f" and height and width {tuple(sizes[1:])}" if event_dim == 3 else ""
         raise ValueError(
-            f"{name}: expected rows that broadcast to {tuple(input.shape[:-1])}, the leading dimensions of "
-            f"the input, got shape {tuple(value.shape)}. Give as many rows as there are data."
+            f"{name}: expected rows that broadcast to {tuple(leading)}, the leading dimensions of "
+            f"the input{sides}, got shape {tuple(value.shape)}. Give as many rows as there are data."
         ) from None
 
 

@@ -27,7 +27,7 @@ ARROWS = {
     "priors": {"flows", "networks", "_checks", "_precision"},
     "posteriors": {"flows", "networks", "_checks", "_precision"},
     "likelihoods": {"networks", "_checks", "_precision"},
-    "models": {"networks", "priors", "posteriors", "likelihoods", "_checks"},
+    "models": {"networks", "priors", "posteriors", "likelihoods", "conditional", "_checks"},
     "infer": {"_checks", "_warn"},
     "evaluate": {"infer", "_checks"},
     "train": {"infer", "_checks", "_version", "_warn"},

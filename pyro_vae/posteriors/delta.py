@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
 from .._precision import at_least_float32
@@ -29,9 +30,9 @@ class DeltaPosterior(nn.Module):
 
     Raises:
         TypeError: ``x`` is not a floating-point tensor.
+        ValueError: an output of the network is not finite.
 
     Example:
-        >>> import torch
         >>> DeltaPosterior(nn.Linear(784, 3))(torch.zeros(5, 784)).sample().shape
         torch.Size([5, 3])
 
@@ -45,4 +46,10 @@ class DeltaPosterior(nn.Module):
 
     def forward(self, x: Tensor, *given: Any, mask: Tensor | None = None) -> dist.Delta:
         """Return q(z|x); ``given`` is not used. With a ``mask``, the network's input is x and the mask, joined."""
-        return dist.Delta(at_least_float32(self.network(network_input(self.network, x, mask)))).to_event(1)
+        point = at_least_float32(self.network(network_input(self.network, x, mask)))
+        if torch.distributions.Distribution._validate_args and not point.isfinite().all():
+            raise ValueError(  # Delta does not validate it
+                f"network: expected finite outputs, got {point[~point.isfinite()][0].item()}. Look for values that are "
+                "not finite in its input and in its parameters."
+            )
+        return dist.Delta(point).to_event(1)

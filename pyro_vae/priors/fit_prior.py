@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro.distributions import ImproperUniform
 from torch import Tensor, nn
 
 from .._checks import require_distribution, require_positive_int, require_positive_number, require_rows, require_tensor
@@ -35,7 +37,8 @@ def fit_prior(
     the best state is kept. The VAE is not changed; set ``vae.prior = fit_prior(vae, ...)``.
 
     Args:
-        vae: has a ``prior`` and ``encode(x, *given)``.
+        vae: has a ``prior`` and ``encode(x, *given)``. Of a ``HierarchicalVAE`` the prior is that of z_L. An
+            ``Autoencoder``, which has no prior yet, gets one of its codes.
         train: data ``(N, *E)``, or a tuple of them and of what is given with them.
         validation: likewise, of data that were not trained on.
         prior: the prior to fit, trained in place; by default ``MixturePrior(D, 100)``. A ``MixturePrior`` begins with
@@ -115,13 +118,22 @@ def _draws(vae: Any, data: tuple[Tensor, ...], batch_size: int, num_particles: i
     """Return draws of q(z|x), ``(K, N, D)``."""
     parts = []
     for batch in zip(*(value.split(batch_size) for value in data), strict=True):
-        parts.append(vae.encode(*batch).sample((num_particles,)))
+        parts.append(_draw(vae, batch, num_particles))
     return torch.cat(parts, 1)
+
+
+def _draw(vae: Any, batch: tuple[Tensor, ...], num_particles: int) -> Tensor:
+    if hasattr(vae, "latents"):  # a hierarchy, whose top layer has the prior
+        return torch.stack([vae.latents(*batch)[-1] for _ in range(num_particles)])
+    draws: Tensor = vae.encode(*batch).sample((num_particles,))
+    return draws
 
 
 @torch.no_grad()
 def _mean_log_prob(prior: Any, z: Tensor, given: tuple[Tensor, ...], batch_size: int) -> float:
     """Return the mean of log p(z) in nats per datum."""
+    if isinstance(prior(*given), ImproperUniform):  # no prior
+        return -math.inf
     total = 0.0
     for start in range(0, z.shape[1], batch_size):
         rows = slice(start, start + batch_size)
