@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
 from pyro.poutine.messenger import Messenger
@@ -20,6 +18,7 @@ from ..infer.importance import weigh
 from ..infer.path_gradient import latent_sites
 from .data import Data
 from .known_rows import KnownRows
+from .moved import Move
 
 __all__ = ["Refined", "refine"]
 
@@ -44,19 +43,20 @@ def refine(
     plate: str = "data",
     **kwargs: Any,
 ) -> Refined:
-    r"""Refine the encoder's answer for each datum by gradient steps on a normal distribution of its own.
+    r"""Refine the encoder's answer for each datum by gradient steps on variational parameters of its own.
 
     .. math:: q_n(z) = \mathcal{N}(z \mid \mu_n, \operatorname{diag} \sigma_n^2), \qquad
         \max_{\mu_n, \sigma_n} \; \mathbb{E}_{q_n} [\log p(x_n, z) - \log q_n(z)]
 
-    starting at mean and standard deviation of the encoder's q(z|x_n). What is gained is the part of the gap between
-    ELBO and log p(x) that is due to amortization: an encoder that has to serve all data at once (Cremer et al. 2018).
-    Where the encoder is no diagonal normal (a flow, a full covariance, layers that depend on each other), its answer
-    can be better than any q_n, and the gain negative.
+    starting at the encoder's q(z|x_n). What is gained is the part of the gap between ELBO and log p(x) that is due to
+    amortization: one encoder that has to serve all data (Cremer et al. 2018). Any other q is shifted and scaled
+    element by element, and keeps its form: a full covariance its correlations, a flow its shape, a layer of a hierarchy
+    its mean and scale as functions of the layer before.
 
-    The steps are Adam's on mu, in units of sigma, and on log sigma, with a learning rate that falls to zero along half
-    a cosine. Their gradient leaves out the score, so that an exact posterior stays what it is. Neither the parameters
-    of the model and the guide nor their gradients change. As in ``bounds``, a module's ``eval()`` is up to the caller.
+    The steps are Adam's on shifts, in standard deviations, and on logarithms of scales, with a learning rate that falls
+    to zero along half a cosine. Their gradient leaves out the score, so that an exact posterior stays what it is.
+    Neither the parameters of the model and the guide nor their gradients change. As in ``bounds``, a module's
+    ``eval()`` is up to the caller.
 
     The guide that is returned knows its data by their values: call it with them in any order and in batches of any
     size, so that ``pyro_vae.bounds(model, refined.guide, x)`` and ``Predictive`` work. After the model is trained
@@ -67,8 +67,8 @@ def refine(
         guide: q(z|x), the encoder.
         *args: data, handed to both functions: tensors ``(N, ...)``, or tuples, lists and dictionaries of them.
         steps: gradient steps.
-        learning_rate: of the first step: mu moves by up to so many sigma, and log sigma by up to so much. A bad
-            encoder needs more or larger steps.
+        learning_rate: of the first step: means move by up to so many standard deviations, and the logarithms of
+            standard deviations by up to so much. A bad encoder needs more or larger steps.
         num_particles: draws of the latent variables per datum and step.
         batch_size: data that are refined at a time.
         plate: name of the plate of the data, as in ``log_weights``.
@@ -108,11 +108,10 @@ def refine(
         call = _Call(model, guide, chunk_args, chunk_kwargs, plate)
         seed = int(torch.randint(2**31, ()))
         before = call.elbo({}, seed)
-        normals = call.optimized(call.start(), options["steps"], learning_rate, options["num_particles"])
-        after = call.elbo({name: q.distribution() for name, q in normals.items()}, seed)
-        gains.append(after - before)
-        parts.append(normals)
-    normals = {name: Normals.joined([part[name] for part in parts]) for name in parts[0]}
+        moves = call.optimized(call.start(), options["steps"], learning_rate, options["num_particles"])
+        gains.append(call.elbo({name: move.of for name, move in moves.items()}, seed) - before)
+        parts.append(moves)
+    joined = {name: _joined([part[name] for part in parts]) for name in parts[0]}
     known = KnownRows(data.tensors)
 
     def refined(*args: Any, **kwargs: Any) -> Any:
@@ -122,45 +121,10 @@ def refine(
                 f"guide: expected data that it was refined for, got {int((~are_known).sum())} of {len(are_known)} rows "
                 "of other values. Refine it for these: pyro_vae.refine(model, guide, x)."
             )
-        with _Replace({name: q.rows(rows, are_known).distribution() for name, q in normals.items()}):
+        with _Replace({name: move.rows(rows, are_known).of for name, move in joined.items()}):
             return guide(*args, **kwargs)
 
     return Refined(refined, torch.cat(gains))
-
-
-class Normals(NamedTuple):
-    """Normal distributions of the data, with independent elements."""
-
-    loc: Tensor  # plates and event, that of the data at dim
-    log_scale: Tensor
-    dim: int  # negative, from the right of loc
-    event_dim: int
-
-    def distribution(self, *, path: bool = False) -> dist.Independent:
-        """Return the distribution; with ``path``, its log-density has a gradient along the path of the draws only."""
-        family = PathNormal if path else dist.Normal
-        return family(self.loc, self.log_scale.exp()).to_event(self.event_dim)
-
-    def rows(self, rows: Tensor, are_known: Tensor) -> Normals:
-        """Return those of these rows of the data; NaN where they are not known."""
-        shape = (len(are_known),) + (1,) * (-self.dim - 1)
-        loc = self.loc.index_select(self.dim, rows).masked_fill(~are_known.reshape(shape), math.nan)
-        return self._replace(loc=loc, log_scale=self.log_scale.index_select(self.dim, rows))
-
-    @staticmethod
-    def joined(parts: list[Normals]) -> Normals:
-        """Return those of all data."""
-        loc, log_scale = (torch.cat([part[i] for part in parts], parts[0].dim) for i in (0, 1))  # type: ignore[misc]
-        return parts[0]._replace(loc=loc, log_scale=log_scale)
-
-
-class PathNormal(dist.Normal):
-    """A normal distribution whose log-density has no gradient but through the value: the score is left out."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density."""
-        log_prob: Tensor = dist.Normal(self.loc.detach(), self.scale.detach()).log_prob(value)
-        return log_prob
 
 
 class _Call(NamedTuple):
@@ -173,93 +137,86 @@ class _Call(NamedTuple):
     plate: str
 
     @torch.no_grad()
-    def elbo(self, distributions: Mapping[str, Any], seed: int) -> Tensor:
-        """Return the ELBO of each datum ``(B,)``, with these distributions in the guide."""
-        guide = _Replace(distributions)(self.guide)
+    def elbo(self, replace: Mapping[str, Callable[[Any], Any]], seed: int) -> Tensor:
+        """Return the ELBO of each datum ``(B,)``, with distributions of the guide replaced."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            found = weigh(self.model, guide, self.args, self.kwargs, _DRAWS_OF_THE_GAIN, plate=self.plate)
+            found = weigh(
+                self.model, _Replace(replace)(self.guide), self.args, self.kwargs, _DRAWS_OF_THE_GAIN, plate=self.plate
+            )
         return found.log_weights.mean(0)
 
     @torch.no_grad()
-    def start(self) -> dict[str, Normals]:
-        """Return normal distributions with the means and scales of the guide, each variable given means of others."""
-        trace = poutine.trace(_AtMeans()(self.guide)).get_trace(*self.args, **self.kwargs)
+    def start(self) -> dict[str, Move]:
+        """Return moves of the guide's latent variables that change nothing."""
+        trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
         data = factorization.find_data_plate(list(factorization.sites_with_density(trace).values()), self.plate)
         found = {}
         for name, site in latent_sites(trace).items():
             fn = site["fn"]
             if data is None or not _is_real(fn.support) or not fn.has_rsample:
                 raise ValueError(
-                    f"site {name!r}: expected a latent variable with real values, in the plate of the data, which a "
-                    f"normal distribution can refine, got {type(fn).__name__}. Sum out what is discrete, in the model: "
+                    f"site {name!r}: expected a latent variable with real values, in the plate of the data, which can "
+                    f"be shifted and scaled, got {type(fn).__name__}. Sum out what is discrete, in the model: "
                     "infer={'enumerate': 'parallel'}."
                 )
-            mean, scale = _moments(fn)
-            dim = data.dim - fn.event_dim
-            found[name] = Normals(mean.clone(), scale.clamp(min=1e-6).log(), dim, fn.event_dim)
+            zeros = torch.zeros_like(site["value"])
+            found[name] = Move(zeros, zeros.clone(), data.dim - fn.event_dim)
         return found
 
     @torch.no_grad()
     def optimized(
-        self, start: dict[str, Normals], steps: int, learning_rate: float, num_particles: int
-    ) -> dict[str, Normals]:
-        """Return the distributions after gradient steps on the ELBO of each datum."""
-        parameters = [tensor.requires_grad_() for q in start.values() for tensor in (q.loc, q.log_scale)]
-        changes = [torch.zeros_like(tensor) for tensor in parameters]  # of mu in units of sigma, of log sigma
+        self, moves: dict[str, Move], steps: int, learning_rate: float, num_particles: int
+    ) -> dict[str, Move]:
+        """Return the moves after gradient steps on the ELBO of each datum."""
+        parameters = [tensor.requires_grad_() for move in moves.values() for tensor in (move.shift, move.log_scale)]
+        changes = [torch.zeros_like(tensor) for tensor in parameters]  # of shifts in present standard deviations
         # eps, in nats per sigma: where the gradient is small, Adam takes natural-gradient steps, none at an optimum.
         optimizer = torch.optim.Adam(changes, learning_rate, betas=(0.9, 0.95), eps=0.3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        guide = _Replace({name: move.along_the_path for name, move in moves.items()})(self.guide)
         nesting: int | None = None
         for _ in range(steps):
             with torch.enable_grad():
-                guide = _Replace({name: q.distribution(path=True) for name, q in start.items()})(self.guide)
                 found = weigh(
                     self.model, guide, self.args, self.kwargs, num_particles, plate=self.plate, nesting=nesting
                 )
                 gradients = torch.autograd.grad(-found.log_weights.mean(0).sum(), parameters)
             nesting = found.nesting
-            scales = [scale for q in start.values() for scale in (q.log_scale.exp(), 1.0)]
-            for change, gradient, scale in zip(changes, gradients, scales, strict=True):
-                change.grad = gradient * scale
+            units = [unit for move in moves.values() for unit in (move.log_scale.exp(), 1.0)]
+            for change, gradient, unit in zip(changes, gradients, units, strict=True):
+                change.grad = gradient * unit
             optimizer.step()
             schedule.step()
-            for parameter, change, scale in zip(parameters, changes, scales, strict=True):
-                parameter.add_(change * scale)
+            for parameter, change, unit in zip(parameters, changes, units, strict=True):
+                parameter.add_(change * unit)
                 change.zero_()
-        return {name: q._replace(loc=q.loc.detach(), log_scale=q.log_scale.detach()) for name, q in start.items()}
+        return {
+            name: move._replace(shift=move.shift.detach(), log_scale=move.log_scale.detach())
+            for name, move in moves.items()
+        }
 
 
 class _Replace(Messenger):
-    """Draws latent variables from other distributions than the guide's."""
+    """Draws latent variables from other distributions than the guide's, which are functions of these."""
 
-    def __init__(self, distributions: Mapping[str, Any]) -> None:
+    def __init__(self, replace: Mapping[str, Callable[[Any], Any]]) -> None:
         super().__init__()
-        self.distributions = distributions
+        self.replace = replace
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.distributions:
-            msg["fn"] = self.distributions[msg["name"]]
+        if msg["name"] in self.replace:
+            msg["fn"] = self.replace[msg["name"]](msg["fn"])
 
 
-class _AtMeans(Messenger):
-    """Puts every latent variable at its mean."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
-            msg["value"] = _moments(msg["fn"])[0]
-
-
-def _moments(fn: Any) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of a distribution, or those of 100 draws where it does not have them."""
-    try:
-        return fn.mean, fn.stddev
-    except NotImplementedError:
-        draws = fn.sample((100,))
-        return draws.mean(0), draws.std(0)
+def _joined(moves: list[Move]) -> Move:
+    """Return the moves of all data."""
+    dim = moves[0].dim
+    shift, log_scale = torch.cat([m.shift for m in moves], dim), torch.cat([m.log_scale for m in moves], dim)
+    return Move(shift, log_scale, dim)
 
 
 def _is_real(support: Any) -> bool:
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
-    return support is constraints.real
+    return support is constraints.real or support is constraints.real_vector

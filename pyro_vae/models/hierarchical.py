@@ -168,6 +168,10 @@ class HierarchicalVAE(VAE):
             z.insert(0, draw(f"z_{i + 1}", _product(i, lower[i], self.conditionals[i](z[0], *given))))
         return z
 
+    def draw_top(self, x: Tensor, *given: Any, mask: Tensor | None = None) -> Tensor:
+        """Draw z_L, the layer that has the prior, ``(*, D_L)``: what ``fit_prior`` fits it to."""
+        return self.latents(x, *given, mask=mask)[-1]
+
     def encode(self, x: Tensor, *given: Any, mask: Tensor | None = None) -> Any:
         """Return the first distribution of the guide: q(z_1|x) bottom-up, q(z_L|x) top-down.
 

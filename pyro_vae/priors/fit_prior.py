@@ -123,8 +123,8 @@ def _draws(vae: Any, data: tuple[Tensor, ...], batch_size: int, num_particles: i
 
 
 def _draw(vae: Any, batch: tuple[Tensor, ...], num_particles: int) -> Tensor:
-    if hasattr(vae, "latents"):  # a hierarchy, whose top layer has the prior
-        return torch.stack([vae.latents(*batch)[-1] for _ in range(num_particles)])
+    if hasattr(vae, "draw_top"):  # a hierarchy, whose top layer has the prior
+        return torch.stack([vae.draw_top(*batch) for _ in range(num_particles)])
     draws: Tensor = vae.encode(*batch).sample((num_particles,))
     return draws
 
