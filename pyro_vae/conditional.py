@@ -27,7 +27,8 @@ class Conditional(nn.Module):
 
     Returns:
         ``forward(input, *given, mask=None)`` joins ``input`` ``(*, F)`` with tensors given ``(B, C_i)`` along the last
-        dimension and returns what ``part`` returns.
+        dimension and returns what ``part`` returns. A tensor given may have more leading dimensions than ``input``,
+        which is then repeated along them.
 
     Raises:
         TypeError: a tensor to join is not a float tensor of the dtype of ``input``.
@@ -85,11 +86,12 @@ class Conditional(nn.Module):
                     "Pass it after x: svi.step(x, y), validation=[(x, y)], vae.sample(n, y)."
                 )
             joined.append(_columns(f"given[{i}]", given[i], input))
-        return self.part(torch.cat(joined, -1), *given)
+        rows = torch.broadcast_shapes(*[tensor.shape[:-1] for tensor in joined])
+        return self.part(torch.cat([tensor.expand(*rows, tensor.shape[-1]) for tensor in joined], -1), *given)
 
 
 def _columns(name: str, value: Any, input: Tensor) -> Tensor:
-    """Return what is given, ``(B, C)``, with the leading dimensions of ``input``."""
+    """Return what is given, ``(B, C)``, with the leading dimensions of ``input``, or with more of them."""
     require_tensor(name, value)
     encode = "Encode classes (torch.nn.functional.one_hot(y, num_classes).float())"
     if value.ndim < 2:
@@ -104,6 +106,9 @@ def _columns(name: str, value: Any, input: Tensor) -> Tensor:
         )
     require_float(name, value, input.dtype)
     try:
+        if value.ndim > input.ndim:  # all values of a class that is summed out, (C, B, C), beside data (B, F)
+            torch.broadcast_shapes(value.shape[:-1], input.shape[:-1])
+            return value
         return value.expand(*input.shape[:-1], value.shape[-1])
     except RuntimeError:
         raise ValueError(
