@@ -39,7 +39,7 @@ from .likelihoods import (
     ZeroInflatedNegativeBinomialLikelihood,
     observed_elements,
 )
-from .models import VAE, latent_scale, module
+from .models import VAE, SemiSupervisedVAE, latent_scale, module
 from .networks import MLP, AnyLeadingDims, ConvDecoder, ConvEncoder, GatedMLP
 from .posteriors import (
     DeltaPosterior,
@@ -107,6 +107,7 @@ __all__ = [
     "PoissonLikelihood",
     "Run",
     "SamplePictures",
+    "SemiSupervisedVAE",
     "StandardNormalPrior",
     "StudentTLikelihood",
     "TensorBoard",

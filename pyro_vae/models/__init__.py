@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .latent_scale import latent_scale
 from .module import module
+from .semi_supervised import SemiSupervisedVAE
 from .vae import VAE
 
-__all__ = ["VAE", "latent_scale", "module"]
+__all__ = ["VAE", "SemiSupervisedVAE", "latent_scale", "module"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyro
@@ -122,7 +123,9 @@ class VAE(nn.Module):
         with self.data_plate(x, *given, size=size):
             with latent_scale(beta):
                 z = pyro.sample("z", self.prior(*given))
-            p = self.decode(z, *given, mask=self.observed(x, mask))
+            observed = self.observed(x, mask)
+            with naming_what_is_not_finite(x, observed):
+                p = self.decode(z, *given, mask=observed)
             return pyro.sample("x", p, obs=x)
 
     def guide(
@@ -188,14 +191,8 @@ class VAE(nn.Module):
         Its event shape is compared with that of p(z) in the first call, and again after another prior was set.
         """
         observed = self.observed(x, mask)
-        try:
+        with naming_what_is_not_finite(x, observed):
             q = self.posterior(x, *given) if observed is None else self.posterior(x, *given, mask=observed)
-        except ValueError as error:  # Pyro's own message speaks of the network's output, and not of x
-            if isinstance(x, Tensor) and not x.isfinite().all():
-                bad = x[~x.isfinite()][0].item()
-                fix = "Remove what is missing, or build VAE(..., missing=True), to which NaN means missing."
-                raise ValueError(f"x: expected finite values, got {bad}. {fix}") from error
-            raise
         require_distribution("posterior", q)
         self._require_latent_shape(q.event_shape, given)
         return q
@@ -250,11 +247,15 @@ class VAE(nn.Module):
         for i, value in enumerate(given):
             if getattr(value, "ndim", 0) > 0:
                 require_rows(f"given[{i}]", value, n, "as n")
+        p = self.decode(self.sample_latent(n, *given), *given)
+        return p.mean if mean else p.sample()
+
+    def sample_latent(self, n: int, *given: Any) -> Tensor:
+        """Draw ``n`` values ``(n, D)`` of the latent variable that ``decode`` takes from the generative model."""
         prior = self.prior(*given)
         require_distribution("prior", prior)
-        z = prior.expand((n,)).sample() if prior.batch_shape else prior.sample((n,))
-        p = self.decode(z, *given)
-        return p.mean if mean else p.sample()
+        draws: Tensor = prior.expand((n,)).sample() if prior.batch_shape else prior.sample((n,))
+        return draws
 
     def _require_latent_shape(self, shape: torch.Size, given: Sequence[Any]) -> None:
         """Refuse a posterior of another event shape than the prior's: log p(z) would broadcast."""
@@ -265,6 +266,23 @@ class VAE(nn.Module):
         if shape != prior.event_shape:
             raise ValueError(
                 f"posterior: expected q(z|x) of event shape {tuple(prior.event_shape)}, that of the prior, got "
-                f"{tuple(shape)}. Give its network 2 * latent_dim outputs, latent_dim being the prior's."
+                f"{tuple(shape)}. Give its network the outputs that the prior's latent_dim needs: 2 * latent_dim for "
+                "DiagonalNormalPosterior, latent_dim for a point or the encoder of Autoencoder."
             )
         self._compared = (self.prior, shape)
+
+
+@contextlib.contextmanager
+def naming_what_is_not_finite(x: Any, observed: Tensor | None = None) -> Iterator[None]:
+    """Say of NaN in ``x``, where observed, that it is there: Pyro's own message speaks of a network's output."""
+    try:
+        yield
+    except ValueError as error:
+        wrong = torch.zeros(1, dtype=torch.bool)
+        if isinstance(x, Tensor):
+            wrong = ~x.isfinite() if observed is None else ~x.isfinite() & observed
+        if wrong.any():
+            bad = x[wrong][0].item()
+            fix = "Remove what is missing, or build the model with missing=True, to which NaN means missing."
+            raise ValueError(f"x: expected finite values, got {bad}. {fix}") from error
+        raise

@@ -83,8 +83,18 @@ def hermite(n: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(nodes), torch.tensor(weights) / math.sqrt(2 * math.pi)
 
 
-def trains_alike(make: Callable[[], tuple[Any, Any]], loss: Callable[[], Any], x: Tensor = X, steps: int = 8) -> int:
-    """Train by Pyro's SVI and by CompiledSVI, compare to the last bit, and return how often a graph was captured."""
+def trains_alike(
+    make: Callable[[], tuple[Any, Any]],
+    loss: Callable[[], Any],
+    x: Tensor | tuple[Any, ...] = X,
+    steps: int = 8,
+    keywords: Callable[[int], dict[str, Any]] = lambda step: {},
+) -> int:
+    """Train by Pyro's SVI and by CompiledSVI, compare to the last bit, and return how often a graph was captured.
+
+    ``keywords`` gives the keyword arguments of a step, ``beta`` for instance, from its number.
+    """
+    args = x if isinstance(x, tuple) else (x,)
     ends = []
     captures = 0
     for compiled in (False, True):
@@ -94,10 +104,11 @@ def trains_alike(make: Callable[[], tuple[Any, Any]], loss: Callable[[], Any], x
         model, guide = make()
         optim = Adam({"lr": 0.02})
         if compiled:
-            svi: Any = CompiledSVI(model, guide, optim, loss(), compile="graph", check_steps=1)
+            options: Any = {"compile": "graph", "check_steps": 1, "on_refusal": "raise"}
+            svi: Any = CompiledSVI(model, guide, optim, loss(), **options)
         else:
             svi = SVI(model, guide, optim, loss())
-        losses = [svi.step(x) for _ in range(steps)]
+        losses = [svi.step(*args, **keywords(step)) for step in range(steps)]
         ends.append((losses, {name: p.detach().clone() for name, p in pyro.get_param_store().named_parameters()}))
         captures = svi.captures if compiled else 0
     (losses, values), (other_losses, others) = ends
