@@ -39,7 +39,7 @@ from .likelihoods import (
     ZeroInflatedNegativeBinomialLikelihood,
     observed_elements,
 )
-from .models import VAE, SemiSupervisedVAE, latent_scale, module
+from .models import VAE, MixtureVAE, SemiSupervisedVAE, latent_scale, module
 from .networks import MLP, AnyLeadingDims, ConvDecoder, ConvEncoder, GatedMLP
 from .posteriors import (
     DeltaPosterior,
@@ -102,6 +102,7 @@ __all__ = [
     "LowRankNormalPosterior",
     "MixedLikelihood",
     "MixturePrior",
+    "MixtureVAE",
     "MultivariateNormalPosterior",
     "NegativeBinomialLikelihood",
     "PoissonLikelihood",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .latent_scale import latent_scale
+from .mixture import MixtureVAE
 from .module import module
 from .semi_supervised import SemiSupervisedVAE
 from .vae import VAE
 
-__all__ = ["VAE", "SemiSupervisedVAE", "latent_scale", "module"]
+__all__ = ["VAE", "MixtureVAE", "SemiSupervisedVAE", "latent_scale", "module"]
