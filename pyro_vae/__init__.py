@@ -39,7 +39,7 @@ from .likelihoods import (
     ZeroInflatedNegativeBinomialLikelihood,
     observed_elements,
 )
-from .models import VAE, MixtureVAE, SemiSupervisedVAE, latent_scale, module
+from .models import VAE, DiscreteVAE, MixtureVAE, SemiSupervisedVAE, latent_scale, module
 from .networks import MLP, AnyLeadingDims, ConvDecoder, ConvEncoder, GatedMLP
 from .posteriors import (
     DeltaPosterior,
@@ -88,6 +88,7 @@ __all__ = [
     "ConvEncoder",
     "DeltaPosterior",
     "DiagonalNormalPosterior",
+    "DiscreteVAE",
     "DiscretizedLogisticLikelihood",
     "EarlyStopping",
     "FlowPosterior",
