@@ -27,8 +27,8 @@ class Conditional(nn.Module):
 
     Returns:
         ``forward(input, *given, mask=None)`` joins ``input`` ``(*, F)`` with tensors given ``(B, C_i)`` along the last
-        dimension and returns what ``part`` returns. A tensor given may have more leading dimensions than ``input``,
-        which is then repeated along them.
+        dimension and returns what ``part`` returns. Where a latent variable is summed out, ``input`` or a tensor given
+        has further dimensions to the left; the other is repeated along them.
 
     Raises:
         TypeError: a tensor to join is not a float tensor of the dtype of ``input``.
@@ -91,7 +91,7 @@ class Conditional(nn.Module):
 
 
 def _columns(name: str, value: Any, input: Tensor) -> Tensor:
-    """Return what is given, ``(B, C)``, with the leading dimensions of ``input``, or with more of them."""
+    """Return what is given, ``(B, C)``, with leading dimensions that broadcast with those of ``input``."""
     require_tensor(name, value)
     encode = "Encode classes (torch.nn.functional.one_hot(y, num_classes).float())"
     if value.ndim < 2:
@@ -106,7 +106,7 @@ def _columns(name: str, value: Any, input: Tensor) -> Tensor:
         )
     require_float(name, value, input.dtype)
     try:
-        if value.ndim > input.ndim:  # all values of a class that is summed out, (C, B, C), beside data (B, F)
+        if max(value.ndim, input.ndim) > 2:  # all values of what is summed out, (C, 1, C), beside data (B, F)
             torch.broadcast_shapes(value.shape[:-1], input.shape[:-1])
             return value
         return value.expand(*input.shape[:-1], value.shape[-1])
