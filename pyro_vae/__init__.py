@@ -5,7 +5,18 @@ from __future__ import annotations
 from . import data, plots
 from ._version import __version__
 from .conditional import Conditional
-from .evaluate import Bounds, Imputed, bounds, elbo, impute, iwae, log_likelihood, log_weights
+from .evaluate import (
+    Bounds,
+    Classified,
+    GenerativeClassifier,
+    Imputed,
+    bounds,
+    elbo,
+    impute,
+    iwae,
+    log_likelihood,
+    log_weights,
+)
 from .flows import autoregressive_flow
 from .infer import (
     Adam,
@@ -81,6 +92,7 @@ __all__ = [
     "CaptureWarning",
     "CategoricalLikelihood",
     "Checkpoint",
+    "Classified",
     "CompiledSVI",
     "Conditional",
     "ContinuousBernoulliLikelihood",
@@ -96,6 +108,7 @@ __all__ = [
     "FusedOptim",
     "GatedMLP",
     "GaussianLikelihood",
+    "GenerativeClassifier",
     "History",
     "Imputed",
     "LaplaceLikelihood",

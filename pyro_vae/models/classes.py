@@ -17,7 +17,6 @@ __all__ = [
     "MOST_VALUES",
     "Labels",
     "class_prior",
-    "log_probs",
     "one_hot",
     "read_labels",
     "require_values",
@@ -90,19 +89,3 @@ def require_values(name: str, value: Any) -> int:
             f"{name}: expected at most {MOST_VALUES:,}, since every value is summed out, got {number:,}. Take fewer."
         )
     return number
-
-
-def log_probs(name: str, probs: Any, classes: int) -> Tensor:
-    """Return the logarithms of C probabilities, by default equal ones; refuse what is no distribution."""
-    if probs is None:
-        return torch.full((classes,), 1.0 / classes).log()
-    try:
-        values = torch.as_tensor(probs, dtype=torch.get_default_dtype())
-    except (TypeError, ValueError):
-        values = torch.empty(0)
-    if values.shape != (classes,) or not (values > 0).all() or abs(values.sum().item() - 1) > 1e-4:
-        raise ValueError(
-            f"{name}: expected {classes} probabilities above 0 that sum to 1, one for each class, got {probs!r}. "
-            f"Divide counts by their sum, or leave {name} out for equal ones."
-        )
-    return values.log()

@@ -13,9 +13,9 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from .._checks import dtype_of, require_positive_int, require_rows
+from .._checks import dtype_of, require_positive_int, require_probs, require_rows
 from ..posteriors.network_input import network_input
-from .classes import Labels, class_prior, log_probs, one_hot, read_labels, require_values, sample_unless_known
+from .classes import Labels, class_prior, one_hot, read_labels, require_values, sample_unless_known
 from .latent_scale import latent_scale
 from .module import module
 from .vae import VAE, naming_what_is_not_finite
@@ -101,7 +101,8 @@ class SemiSupervisedVAE(VAE):
             raise TypeError(f"classifier: expected a network that maps x to logits (B, C), got {classifier!r}.")
         self.classifier: Any = classifier
         self.num_classes = require_values("num_classes", num_classes)
-        self.register_buffer("class_logits", log_probs("class_probs", class_probs, self.num_classes))
+        probs = require_probs("class_probs", class_probs, self.num_classes)
+        self.register_buffer("class_logits", probs.log().to(torch.get_default_dtype()))
 
     def model(
         self,
