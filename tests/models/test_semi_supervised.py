@@ -123,9 +123,9 @@ def test_the_solved_model_gives_log_p_x_and_log_p_x_y():
 def test_particles_of_the_objective_agree(binary_data):
     vae, y = small(), torch.arange(64) % 4 - 1
     losses = []
-    for options in ({"num_particles": 300}, {"num_particles": 300, "vectorize_particles": True}):
+    for options in ({"num_particles": 100}, {"num_particles": 100, "vectorize_particles": True}):
         losses.append(TraceEnum_ELBO(max_plate_nesting=1, **options).loss(vae.model, vae.guide, binary_data, y))
-    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
 def test_a_drawn_class_has_the_same_bound_in_the_mean():
@@ -154,7 +154,7 @@ def test_few_labels_and_many_data_without_are_enough():
             num_classes=2,
         )
         svi = pv.CompiledSVI(vae.model, vae.guide, pv.Adam({"lr": 2e-2}), objective(), compile="graph")
-        for _ in range(200):
+        for _ in range(120):
             svi.step(x if len(given) == len(x) else x[y >= 0], given, alpha=20.0)
         accuracies.append((vae.classify(x).argmax(1) == truth).float().mean().item())
     assert accuracies[0] > 0.95
@@ -220,10 +220,10 @@ def test_fit_and_resume(tmp_path, binary_data):
         pyro.clear_param_store()
         pyro.set_rng_seed(5)
         vae = small()
-        svi = pv.CompiledSVI(vae.model, vae.guide, pv.Adam({"lr": 1e-2}), objective(), compile="graph")
+        svi = SVI(vae.model, vae.guide, pv.Adam({"lr": 1e-2}), objective())
         history = pv.fit(
             svi,
-            pv.data.Batches(binary_data, y, batch_size=16, shuffle=True),
+            pv.data.Batches(binary_data, y, batch_size=32, shuffle=True),
             epochs=epochs,
             validation=[(binary_data, y)],
             progress=False,
