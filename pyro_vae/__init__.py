@@ -5,7 +5,20 @@ from __future__ import annotations
 from . import data, plots
 from ._version import __version__
 from .conditional import Conditional
-from .evaluate import Bounds, Imputed, Refined, bounds, elbo, impute, iwae, log_likelihood, log_weights, refine
+from .evaluate import (
+    Bounds,
+    Classified,
+    GenerativeClassifier,
+    Imputed,
+    Refined,
+    bounds,
+    elbo,
+    impute,
+    iwae,
+    log_likelihood,
+    log_weights,
+    refine,
+)
 from .flows import autoregressive_flow
 from .infer import (
     Adam,
@@ -44,8 +57,11 @@ from .models import (
     Autoencoder,
     ConditionalVAE,
     DeepMarkovModel,
+    DiscreteVAE,
     HierarchicalVAE,
+    MixtureVAE,
     ProbabilisticPCA,
+    SemiSupervisedVAE,
     latent_scale,
     module,
 )
@@ -92,6 +108,7 @@ __all__ = [
     "CaptureWarning",
     "CategoricalLikelihood",
     "Checkpoint",
+    "Classified",
     "CompiledSVI",
     "Conditional",
     "ConditionalVAE",
@@ -101,6 +118,7 @@ __all__ = [
     "DeepMarkovModel",
     "DeltaPosterior",
     "DiagonalNormalPosterior",
+    "DiscreteVAE",
     "DiscretizedLogisticLikelihood",
     "EarlyStopping",
     "FlowPosterior",
@@ -109,6 +127,7 @@ __all__ = [
     "GatedMLP",
     "GatedTransition",
     "GaussianLikelihood",
+    "GenerativeClassifier",
     "HierarchicalVAE",
     "History",
     "Imputed",
@@ -117,6 +136,7 @@ __all__ = [
     "LowRankNormalPosterior",
     "MixedLikelihood",
     "MixturePrior",
+    "MixtureVAE",
     "MultivariateNormalPosterior",
     "NegativeBinomialLikelihood",
     "PoissonLikelihood",
@@ -124,6 +144,7 @@ __all__ = [
     "Refined",
     "Run",
     "SamplePictures",
+    "SemiSupervisedVAE",
     "StandardNormalPrior",
     "StudentTLikelihood",
     "TensorBoard",

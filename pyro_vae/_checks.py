@@ -103,6 +103,22 @@ def require_positive_number(name: str, value: Any, *, finite: bool = True) -> fl
     return number
 
 
+def require_probs(name: str, value: Any, classes: int) -> Tensor:
+    """Return C probabilities in float64, equal ones for None; refuse what is no distribution over the classes."""
+    if value is None:
+        return torch.full((classes,), 1.0 / classes, dtype=torch.float64)
+    try:
+        probs = torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError):
+        probs = torch.empty(0)
+    if probs.shape != (classes,) or not (probs > 0).all() or abs(probs.sum().item() - 1) > 1e-4:
+        raise ValueError(
+            f"{name}: expected {classes} probabilities above 0 that sum to 1, one for each class, got {value!r}. "
+            f"Divide counts by their sum, or leave {name} out for equal ones."
+        )
+    return probs
+
+
 def require_shape(name: str, value: Any) -> tuple[int, ...] | None:
     """Return the shape of one datum as a tuple of ints; None, a vector of any length, stays None."""
     if value is None:

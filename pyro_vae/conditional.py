@@ -29,7 +29,8 @@ class Conditional(nn.Module):
 
     Returns:
         ``forward(input, *given, mask=None)`` joins ``input`` ``(*, F)`` with tensors given ``(B, C_i)`` along the last
-        dimension (images along that of the channels) and returns what ``part`` returns.
+        dimension (images along that of the channels) and returns what ``part`` returns. Where a latent variable is
+        summed out, ``input`` or a tensor given has further dimensions to the left; the other is repeated along them.
 
     Raises:
         TypeError: a tensor to join is not a float tensor of the dtype of ``input``.
@@ -90,11 +91,13 @@ class Conditional(nn.Module):
                     "Pass it after x: svi.step(x, y), validation=[(x, y)], vae.sample(n, y)."
                 )
             joined.append(_columns(f"given[{i}]", given[i], input, self.event_dim))
-        return self.part(torch.cat(joined, -self.event_dim), *given)
+        d = self.event_dim
+        rows = torch.broadcast_shapes(*[tensor.shape[:-d] for tensor in joined])
+        return self.part(torch.cat([tensor.expand(*rows, *tensor.shape[-d:]) for tensor in joined], -d), *given)
 
 
 def _columns(name: str, value: Any, input: Tensor, event_dim: int) -> Tensor:
-    """Return what is given, ``(B, C)`` or ``(B, C, H, W)``, with the leading dimensions of ``input``."""
+    """Return what is given, ``(B, C)`` or ``(B, C, H, W)``, with leading dimensions that broadcast with the input's."""
     require_tensor(name, value)
     encode = "Encode classes (torch.nn.functional.one_hot(y, num_classes).float())"
     if value.ndim < 2:
@@ -118,6 +121,11 @@ def _columns(name: str, value: Any, input: Tensor, event_dim: int) -> Tensor:
         value = value[..., None, None] if value.ndim == 2 else value
     sizes = (value.shape[-event_dim], *input.shape[input.ndim - event_dim + 1 :])
     try:
+        if (
+            max(value.ndim, input.ndim) > 1 + event_dim
+        ):  # all values of what is summed out, (C, 1, C)
+            torch.broadcast_shapes(value.shape[:-event_dim], leading)
+            return value.expand(*value.shape[:-event_dim], *sizes)
         return value.expand(*leading, *sizes)
     except RuntimeError:
         sides = f" and height and width {tuple(sizes[1:])}" if event_dim == 3 else ""

@@ -89,6 +89,20 @@ def test_what_was_not_given_is_named() -> None:
             call()
 
 
+def test_data_are_repeated_for_every_value_of_what_is_given() -> None:
+    """A class that is summed out has a dimension to the left of the data's."""
+    part, z, classes = conditional(), torch.randn(5, D), torch.eye(C)
+    means = part(z, classes[:, None]).mean
+    assert means.shape == (C, 5, E)
+    for y in range(C):
+        torch.testing.assert_close(means[y], part(z, classes[y].expand(5, C)).mean)
+    q = pv.Conditional(pv.DiagonalNormalPosterior(nn.Linear(2 * E + C, 2 * D)))
+    mask = torch.rand(5, E) < 0.5
+    assert q(torch.randn(5, E), classes[:, None], mask=mask).batch_shape == (C, 5)
+    with pytest.raises(ValueError, match=r"given\[0\]: expected rows that broadcast to \(5,\).* got shape \(3, 4, 3\)"):
+        part(z, torch.zeros(C, 4, C))
+
+
 def test_integer_labels_are_to_be_encoded() -> None:
     part, z = conditional(), torch.zeros(5, D)
     encode = r"Encode classes \(torch.nn.functional.one_hot\("

@@ -33,6 +33,7 @@ def log_weights(
       are summed into their datum. Particles are drawn in a plate left of all others.
     - A discrete latent variable that the model marks with ``infer={"enumerate": "parallel"}``, and that the guide does
       not sample, is summed out exactly: a mixture's weights are those of the mixture.
+    - One that the guide marks, for ``TraceEnum_ELBO``, is drawn like any other.
     - What is observed outside the plate of the data is given, such as a global variable that
       ``pyro.poutine.condition`` fixes: the weights are those of x_b given its value, and its own log-density, which
       belongs to no datum, is left out.

@@ -54,12 +54,6 @@ def nesting_of(traces: Iterable[Any]) -> int:
 
 def check_match(model_sites: dict[str, Site], guide_sites: dict[str, Site]) -> None:
     """Every latent variable is drawn by the guide, or summed out, and is scored by the model."""
-    for name, site in guide_sites.items():
-        if not site["is_observed"] and site["infer"].get("enumerate"):
-            raise ValueError(
-                f"site {name!r} is marked for enumeration in the guide, and importance weights need a draw of it. "
-                "Leave it out of the guide, so that it is summed out in the model, or sample it without the mark."
-            )
     for name, site in model_sites.items():
         if site["is_observed"] or name in guide_sites:
             continue

@@ -5,10 +5,13 @@ from __future__ import annotations
 from .autoencoder import Autoencoder
 from .conditional_vae import ConditionalVAE
 from .deep_markov import DeepMarkovModel
+from .discrete import DiscreteVAE
 from .hierarchical import HierarchicalVAE
 from .latent_scale import latent_scale
+from .mixture import MixtureVAE
 from .module import module
 from .ppca import ProbabilisticPCA
+from .semi_supervised import SemiSupervisedVAE
 from .vae import VAE
 
 __all__ = [
@@ -16,8 +19,11 @@ __all__ = [
     "Autoencoder",
     "ConditionalVAE",
     "DeepMarkovModel",
+    "DiscreteVAE",
     "HierarchicalVAE",
+    "MixtureVAE",
     "ProbabilisticPCA",
+    "SemiSupervisedVAE",
     "latent_scale",
     "module",
 ]

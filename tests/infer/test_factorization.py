@@ -335,8 +335,21 @@ def test_enumeration_is_exact_or_refused() -> None:
         trace_log_weights(sampled, empty_guide, (x,))
     with pytest.raises(ValueError, match="'k' is global"):
         trace_log_weights(global_class, empty_guide, (x,))
-    with pytest.raises(ValueError, match="'k' is marked for enumeration in the guide"):
-        trace_log_weights(mixture, config_enumerate(mixture_guide_of_k), (x,))
+
+
+def test_what_the_guide_marks_for_enumeration_is_drawn() -> None:
+    """The mark is one for TraceEnum_ELBO, whose value is the mean of the log-weights over all draws."""
+    x = X[:, 0]
+    log_ws = []
+    for guide in (mixture_guide_of_k, config_enumerate(mixture_guide_of_k, default="parallel")):
+        pyro.set_rng_seed(0)
+        log_ws.append(trace_log_weights(mixture, guide, (x,), num_particles=4000))
+    assert torch.equal(*log_ws)
+    loss = TraceEnum_ELBO(num_particles=4000, vectorize_particles=True, max_plate_nesting=1).loss(mixture, guide, x)
+    of_data = log_ws[0].sum(1)
+    assert abs(of_data.mean() + loss) < 4.5 * of_data.std() * 2**0.5 / 4000**0.5
+    # The planted fault: weights of the mixture, with the class summed out.
+    assert abs(trace_log_weights(mixture, mixture_guide, (x,), num_particles=4000).sum(1).mean() + loss) > 0.5
 
 
 def mixture_guide_of_k(x: Tensor) -> None:
