@@ -112,7 +112,9 @@ def draw(dmm: pv.DeepMarkovModel, x: Tensor, lengths: Tensor, path: Path) -> Non
     figure, axes = plt.subplots(2, 1, figsize=(9, 5), sharex=True, layout="constrained")
     pictures = {"the chorale": x[i, :length], "its forecast": torch.cat([x[i, :known], forecast])}
     for axis, (title, notes) in zip(axes, pictures.items(), strict=True):
-        axis.imshow(notes.T, origin="lower", aspect="auto", cmap="Greys", vmin=0, vmax=1, extent=(0, length, 21, 109))
+        axis.imshow(
+            notes.T.numpy(), origin="lower", aspect="auto", cmap="Greys", vmin=0, vmax=1, extent=(0, length, 21, 109)
+        )
         axis.axvline(known, color="tab:red")
         axis.set(title=title, ylabel="MIDI note", ylim=(35, 90))
     axes[-1].set_xlabel("quarter note; forecast from the red line on")

@@ -121,9 +121,7 @@ def _columns(name: str, value: Any, input: Tensor, event_dim: int) -> Tensor:
         value = value[..., None, None] if value.ndim == 2 else value
     sizes = (value.shape[-event_dim], *input.shape[input.ndim - event_dim + 1 :])
     try:
-        if (
-            max(value.ndim, input.ndim) > 1 + event_dim
-        ):  # all values of what is summed out, (C, 1, C)
+        if max(value.ndim, input.ndim) > 1 + event_dim:  # all values of what is summed out, (C, 1, C)
             torch.broadcast_shapes(value.shape[:-event_dim], leading)
             return value.expand(*value.shape[:-event_dim], *sizes)
         return value.expand(*leading, *sizes)

@@ -37,7 +37,8 @@ each_network = pytest.mark.parametrize("name", NETWORKS)
 
 
 def test_every_exported_network_is_listed() -> None:
-    assert set(networks.__all__) == {name.split()[0] for name in NETWORKS}
+    of_sequences = {"BackwardRNN"}  # tests/models/test_deep_markov.py
+    assert set(networks.__all__) - of_sequences == {name.split()[0] for name in NETWORKS}
 
 
 @pytest.mark.parametrize("leading", [(), (5,), (4, 5)])

@@ -38,7 +38,7 @@ each_prior = pytest.mark.parametrize("name", PRIORS)
 
 
 def test_every_exported_prior_is_listed() -> None:
-    assert set(priors.__all__) - {"fit_prior"} == {name.split()[0] for name in PRIORS}
+    assert set(priors.__all__) - {"fit_prior", "GatedTransition"} == {name.split()[0] for name in PRIORS}
 
 
 @pytest.mark.parametrize("leading", [(), (5,), (4, 5)])

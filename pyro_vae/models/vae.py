@@ -123,9 +123,7 @@ class VAE(nn.Module):
         with self.data_plate(x, *given, size=size):
             with latent_scale(beta):
                 z = pyro.sample("z", self.prior(*given))
-            observed = self.observed(x, mask)
-            with naming_what_is_not_finite(x, observed):
-                p = self.decode(z, *given, mask=observed)
+            p = self.decode(z, *given, mask=self.observed(x, mask))
             return pyro.sample("x", p, obs=x)
 
     def guide(

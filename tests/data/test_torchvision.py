@@ -28,6 +28,7 @@ print(torchvision.extension._has_ops() == (_torchvision._declarations == []))
     assert run(code).split() == ["False", "True", "True"]
 
 
+@pytest.mark.slow
 def test_it_works_after_a_plain_import_that_failed():
     code = """
 try:

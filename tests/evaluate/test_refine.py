@@ -73,6 +73,7 @@ def test_nothing_is_gained_at_the_exact_posterior(linear_gaussian):
     )
 
 
+@pytest.mark.slow
 def test_the_guide_finds_its_data_in_any_order_and_batches(binary_data, make_vae):
     vae = make_vae()
     x = binary_data

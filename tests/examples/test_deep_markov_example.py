@@ -23,6 +23,7 @@ def example() -> Any:
     return module
 
 
+@pytest.mark.slow
 def test_it_writes_metrics_weights_and_a_picture(example: Any, tmp_path: Path) -> None:
     metrics = example.main(["--smoke", "--output-dir", str(tmp_path)])
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics

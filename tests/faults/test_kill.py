@@ -55,6 +55,7 @@ def _went_on(directory: Path, before: list[int]) -> bool:
     return steps(directory) != before
 
 
+@pytest.mark.slow
 def test_two_kills(tmp_path: Path) -> None:
     count = kill_over_and_over(tmp_path, 2, "batches")
     assert count["kills"] >= 2

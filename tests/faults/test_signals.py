@@ -67,6 +67,7 @@ def test_stops_politely_and_goes_on_to_the_same_end(number: int, code: int, tmp_
     assert result(directory) == result(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     log = tmp_path / "log"
     process = start(tmp_path / "run", callbacks=very_slow, log=str(log))

@@ -123,8 +123,6 @@ def test_refused_with_a_reason() -> None:
         trace_log_weights(model, lambda x: None, (X,))
     with pytest.raises(ValueError, match="not in the model"):
         trace_log_weights(lambda x: None, guide, (X,))
-    with pytest.raises(ValueError, match="enumeration"):
-        trace_log_weights(discrete, pyro.infer.config_enumerate(discrete), (X,))
     with pytest.raises(ValueError, match="no reparameterised sampler"):
         TraceIWAE_ELBO(3).loss(discrete, discrete, X)
     with pytest.raises(ValueError, match="num_particles"):

@@ -218,6 +218,7 @@ def test_padding_changes_nothing(objective: Any) -> None:
     assert any(g.any() for g in found[0])
 
 
+@pytest.mark.slow
 def test_fit_checkpoints_and_predictive(tmp_path: Path) -> None:
     x, lengths = sequences(20)
     ends = []

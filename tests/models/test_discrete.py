@@ -187,6 +187,7 @@ def test_fit_and_resume(tmp_path, binary_data, baseline):
     assert any(name.startswith("baseline") for name in vae.state_dict()) == baseline
 
 
+@pytest.mark.slow
 def test_both_train_to_the_same_bound(binary_data):
     """Three classes are enough for two patterns with a tenth of the elements flipped: -log 2 - 6 H(0.1) nats."""
     found = []

@@ -88,6 +88,7 @@ def test_a_ladder_of_one_layer_is_a_vae(make_vae, binary_data):
         assert torch.equal(one.reconstruct(binary_data), vae.reconstruct(binary_data))
 
 
+@pytest.mark.slow
 def test_training_reaches_the_exact_bound():
     """Two layers, bottom-up, from a random guide: the ELBO meets log p(x)."""
     solved = helpers.linear_hierarchy(2)

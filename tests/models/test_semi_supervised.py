@@ -137,6 +137,7 @@ def test_a_drawn_class_has_the_same_bound_in_the_mean():
     assert abs(log_w.mean().item() - exact) < 4.5 * 2 * log_w.std().item() / 5000**0.5
 
 
+@pytest.mark.slow
 def test_few_labels_and_many_data_without_are_enough():
     """Two bars, one label each: the classifier finds the classes, and without the data that have no label it errs."""
     x, truth = bars()

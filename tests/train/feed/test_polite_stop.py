@@ -87,6 +87,7 @@ def test_a_signal_and_no_more_batches(at: int, own: Any, happen: Any, tmp_path: 
 
 
 @pytest.mark.parametrize("own", [dict, own])
+@pytest.mark.slow
 def test_a_signal_and_no_more_batches_of_the_validation(own: Any, tmp_path: Path) -> None:
     # Its second epoch: the steps of training's are taken, and the epoch is not at its end.
     def validation(at: int = BATCHES + 1) -> Any:
