@@ -317,7 +317,7 @@ def a_deep_structure_written() -> Setup:
     return changing(story.model, lambda: story.options["likelihood"][0].update(weight=2.0))
 
 
-@program(AUDIT, says="compared with Pyro")
+@program(NOTICED)
 def contents_of_a_queue() -> Setup:
     """The contents of a `deque`"""
     weights = collections.deque([1.0], maxlen=1)

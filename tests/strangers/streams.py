@@ -29,7 +29,7 @@ def a_counter() -> Setup:
     return Setup(Story().model, guide, fresh(5))
 
 
-@program(LEFT, says="changes state")
+@program(LEFT, says="writes to an entry of a list")
 def a_counter_in_a_list() -> Setup:
     """A counter in a list"""
     calls = [0]

@@ -518,7 +518,7 @@ def another_default_type() -> Setup:
     return Setup(lambda x: observe(x, torch.tensor(0.3) * 3), guide, fresh(5), run=run)
 
 
-@program(CAPTURED)
+@program(LEFT, says="requires a gradient and is no parameter")
 def two_optimizers_in_turn() -> Setup:
     """Two SVI with optimizers of their own for two halves of the parameters"""
 
