@@ -19,7 +19,7 @@ import torch
 import pyro_vae as pv
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-TESTED = {"deep_markov.py", "hierarchical.py", "mnist_svi.py"}
+TESTED = {"deep_markov.py", "hierarchical.py", "mnist_svi.py", "semi_supervised.py"}
 KEYS = {
     "dataset",
     "n_train",

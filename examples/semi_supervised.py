@@ -1,0 +1,144 @@
+"""Classify MNIST from a few labels: model M2 of Kingma et al. (2014), the generative model as a regularizer.
+
+    python examples/semi_supervised.py --labels 100                  # downloads MNIST once
+    python examples/semi_supervised.py --labels 100 --data-dir DIR   # or reads DIR/MNIST/raw/*
+    python examples/semi_supervised.py --labels 100 --alone          # without the generative model
+
+Labels are as many of each class. The labelled images stand in the training data often enough to be a tenth of every
+batch; all others stand there once, with -1 in place of a label. Prints the test error after training; nothing is chosen
+by it, or by any label but those that are given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import TraceEnum_ELBO
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+import pyro_vae as pv
+
+CLASSES = 10
+
+
+class Posterior(nn.Module):
+    """q(z|x, y), normal, by a network whose first layer sees x once, and not once for each class."""
+
+    def __init__(self, pixels: int, hidden: int, latent_dim: int) -> None:
+        super().__init__()
+        self.of_x, self.of_y = nn.Linear(pixels, hidden), nn.Linear(CLASSES, hidden, bias=False)
+        self.output = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 2 * latent_dim))
+
+    def forward(self, x: Tensor, y: Tensor) -> dist.Independent:
+        """Return q(z|x, y) for data ``(B, pixels)`` and one-hot vectors ``(*, C)``."""
+        loc, log_variance = self.output(self.of_x(x) + self.of_y(y)).chunk(2, -1)
+        return dist.Normal(loc, 1e-3 + (log_variance / 2).exp()).to_event(1)
+
+
+def build_vae(args: argparse.Namespace, images: Tensor) -> pv.SemiSupervisedVAE:
+    """Likelihood and posterior with two hidden layers, and a classifier with dropout and batch normalization."""
+    pixels, hidden = images.shape[1], args.hidden
+    likelihood = pv.BernoulliLikelihood(pv.MLP(args.latent_dim + CLASSES, pixels, (hidden, hidden)))
+    likelihood.initialize_output_bias(pv.data.to_float(images))
+    classifier = nn.Sequential(
+        nn.Dropout(0.2),
+        *(nn.Linear(pixels, 2 * hidden), nn.BatchNorm1d(2 * hidden), nn.ReLU(), nn.Dropout(0.5)),
+        *(nn.Linear(2 * hidden, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(0.5)),
+        nn.Linear(hidden, CLASSES),
+    )
+    return pv.SemiSupervisedVAE(
+        pv.StandardNormalPrior(args.latent_dim),
+        pv.Conditional(likelihood),
+        Posterior(pixels, hidden, args.latent_dim),
+        classifier,
+        num_classes=CLASSES,
+    )
+
+
+def training_data(args: argparse.Namespace, images: pv.data.Images) -> tuple[Tensor, Tensor]:
+    """Images and labels, -1 where there is none, the labelled ones repeated."""
+    x, y = images.train_images, images.train_labels
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(args.seed))
+    rows = torch.cat([order[y[order] == c][: args.labels // CLASSES] for c in range(CLASSES)])
+    others = torch.ones(len(x), dtype=torch.bool)
+    others[rows] = False
+    repeated = rows.repeat(max(1, len(x) // (9 * len(rows))))
+    if args.alone:
+        return x[repeated], y[repeated]
+    return torch.cat([x[others], x[repeated]]), torch.cat([torch.full((int(others.sum()),), -1), y[repeated]])
+
+
+def main(argv: Sequence[str] | None = None) -> float:
+    """Train, and return the test error in percent."""
+    args = parse_arguments(argv)
+    pyro.set_rng_seed(args.seed)
+    images = pv.data.load(args.dataset, args.data_dir, download=args.data_dir is None)
+    if args.smoke:
+        images = images._replace(train_images=images.train_images[:1000], train_labels=images.train_labels[:1000])
+    x, y = training_data(args, images)
+    vae = build_vae(args, images.train_images)
+    batches = pv.data.Batches(
+        x, y, batch_size=args.batch_size, shuffle=True, drop_last=True, seed=args.seed, transform=pv.data.binarize
+    )
+    steps = args.epochs * len(batches)
+    optimizer = pv.Adam(
+        {"lr": args.learning_rate},
+        scheduler=lambda adam: OneCycleLR(adam, args.learning_rate, total_steps=steps, cycle_momentum=False),
+    )
+    model, guide = (alone(vae), lambda x, y, alpha: None) if args.alone else (vae.model, vae.guide)
+    objective = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
+    svi = pv.CompiledSVI(model, guide, optimizer, objective, precision=args.precision)
+    started = time.perf_counter()
+    pv.fit(svi, batches, epochs=args.epochs, schedules={"alpha": lambda t: args.alpha})
+    seconds = time.perf_counter() - started
+    vae.eval()
+    guesses = torch.cat([vae.classify(part).argmax(1) for part in pv.data.to_float(images.test_images).split(1000)])
+    error = 100 * (guesses != images.test_labels).double().mean().item()
+    kind = "classifier alone" if args.alone else "M2"
+    print(f"{kind}, {args.labels} labels, seed {args.seed}: test error {error:.2f} % ({seconds:.0f} s of training)")
+    return error
+
+
+def alone(vae: pv.SemiSupervisedVAE) -> object:
+    """The classification term alone, as a model of the labels."""
+
+    def model(x: Tensor, y: Tensor, alpha: Tensor) -> None:
+        pv.module(vae.name, vae.classifier)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(logits=vae.classifier(x)), obs=y)
+
+    return model
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--labels", type=int, choices=[100, 600, 1000, 3000], default=100, help="how many labels are known")
+    add("--data-dir", type=Path, help="folder with a local copy; without it, download to a cache")
+    add("--dataset", choices=pv.data.DATASETS, default="mnist")
+    add("--alone", action="store_true", help="train the classifier on the labelled images alone")
+    add("--epochs", type=int, default=60)
+    add("--batch-size", type=int, default=100)
+    add("--hidden", type=int, default=256, help="width of the hidden layers")
+    add("--latent-dim", type=int, default=30, help="dimensions of z")
+    add("--alpha", type=float, default=10.0, help="weight of log q(y|x) of a labelled image")
+    add("--learning-rate", type=float, default=2e-3)
+    add("--precision", choices=["float32", "bf16"], default="bf16", help="of the matrix products in training")
+    add("--seed", type=int, default=0)
+    add("--smoke", action="store_true", help="a few batches, to see that everything works")
+    args = parser.parse_args(argv)
+    if args.smoke:
+        args.epochs, args.hidden, args.batch_size = 1, 32, 100
+    return args
+
+
+if __name__ == "__main__":
+    main()
