@@ -124,17 +124,17 @@ def main() -> None:
     parser.add_argument("--shares", nargs="+", type=float, default=[0.2, 0.5])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--members", type=int, default=1, help="VAEs whose imputations are averaged")
-    parser.add_argument("--latent-dim", type=int, default=8)
-    parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--decoder", type=int, nargs="*", default=[64], help="widths of its hidden layers")
+    parser.add_argument("--latent-dim", type=int, default=16)
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--decoder", type=int, nargs="*", default=[], help="widths of its hidden layers")
     parser.add_argument("--min-scale", type=float, default=0.02)
     parser.add_argument("--particles", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--epochs", type=int, default=1500)
     parser.add_argument(
         "--every", type=int, default=10, help="epochs from one look at the held-out entries to the next"
     )
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--weight-decay", type=float, default=1e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.0)
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     rows = []
