@@ -5,8 +5,8 @@
     python examples/semi_supervised.py --labels 100 --alone          # without the generative model
 
 Labels are as many of each class. The labelled images stand in the training data often enough to be a tenth of every
-batch; all others stand there once, with -1 in place of a label. Prints the test error after training; nothing is chosen
-by it, or by any label but those that are given.
+batch; all others stand there once, with -1 in place of a label. Prints the test error after training. Choose options by
+``--validate 10000``, the error on training images held out for that.
 """
 
 from __future__ import annotations
@@ -76,12 +76,17 @@ def training_data(args: argparse.Namespace, images: pv.data.Images) -> tuple[Ten
 
 
 def main(argv: Sequence[str] | None = None) -> float:
-    """Train, and return the test error in percent."""
+    """Train, and return the error in percent."""
     args = parse_arguments(argv)
     pyro.set_rng_seed(args.seed)
     images = pv.data.load(args.dataset, args.data_dir, download=args.data_dir is None)
     if args.smoke:
         images = images._replace(train_images=images.train_images[:1000], train_labels=images.train_labels[:1000])
+    if args.validate:
+        (x, y), (held_out, truth) = pv.data.split(
+            images.train_images, images.train_labels, sizes=(len(images.train_images) - args.validate, args.validate)
+        )
+        images = images._replace(train_images=x, train_labels=y, test_images=held_out, test_labels=truth)
     x, y = training_data(args, images)
     vae = build_vae(args, images.train_images)
     batches = pv.data.Batches(
@@ -101,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> float:
     vae.eval()
     guesses = torch.cat([vae.classify(part).argmax(1) for part in pv.data.to_float(images.test_images).split(1000)])
     error = 100 * (guesses != images.test_labels).double().mean().item()
-    kind = "classifier alone" if args.alone else "M2"
-    print(f"{kind}, {args.labels} labels, seed {args.seed}: test error {error:.2f} % ({seconds:.0f} s of training)")
+    kind, over = "classifier alone" if args.alone else "M2", "validation" if args.validate else "test"
+    print(f"{kind}, {args.labels} labels, seed {args.seed}: {over} error {error:.2f} % ({seconds:.0f} s of training)")
     return error
 
 
@@ -129,9 +134,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=int, default=100)
     add("--hidden", type=int, default=256, help="width of the hidden layers")
     add("--latent-dim", type=int, default=30, help="dimensions of z")
-    add("--alpha", type=float, default=10.0, help="weight of log q(y|x) of a labelled image")
+    add("--alpha", type=float, default=100.0, help="weight of log q(y|x) of a labelled image")
     add("--learning-rate", type=float, default=2e-3)
     add("--precision", choices=["float32", "bf16"], default="bf16", help="of the matrix products in training")
+    add("--validate", type=int, default=0, help="hold out so many training images, and print the error on them")
     add("--seed", type=int, default=0)
     add("--smoke", action="store_true", help="a few batches, to see that everything works")
     args = parser.parse_args(argv)

@@ -26,6 +26,12 @@ def test_it_prints_the_test_error(example, capsys, flags):
     assert f"{kind}, 100 labels, seed 0: test error {error:.2f} %" in capsys.readouterr().out
 
 
+def test_options_are_chosen_on_images_that_are_held_out(example, capsys):
+    """Not by the test error."""
+    example.main(["--smoke", "--dataset", "digits", "--precision", "float32", "--validate", "200"])
+    assert "seed 0: validation error" in capsys.readouterr().out
+
+
 def test_the_labels_are_as_many_of_each_class_and_a_tenth_of_the_data(example):
     args = example.parse_arguments(["--labels", "600"])
     images = example.pv.data.load("digits")
