@@ -293,6 +293,7 @@ LOADERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("step", [2, 4, 5, 6])
+@pytest.mark.slow
 def test_generators_and_states_of_loaders_and_samplers(loader: str, step: int, tmp_path: Path) -> None:
     check(plain, LOADERS[loader], tmp_path, step)
 

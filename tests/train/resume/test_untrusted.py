@@ -198,6 +198,7 @@ def _resume(m: Any, directory: Path) -> Any:
 
 
 @pytest.mark.parametrize("damage", WRONG)
+@pytest.mark.slow
 def test_wrong_contents_give_way_to_the_file_before(damage: str, tmp_path: Path) -> None:
     path = _trained(tmp_path)
     contents = read_checkpoint(path)
@@ -232,6 +233,7 @@ def test_contents_that_do_not_fit_change_nothing(damage: str, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's count of memory")
+@pytest.mark.slow
 def test_a_checkpoint_takes_memory_for_what_the_model_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _trained(tmp_path)
     contents = read_checkpoint(path)
