@@ -125,7 +125,10 @@ class MixedLikelihood(nn.Module):
         return Observation(ByColumn(parts), self.event_shape, self._refusal, output.dtype)
 
     def initialize_output_bias(self, x: Tensor, *given: Any, mask: Tensor | None = None) -> None:
-        """Set the network's output bias so that each column starts with the mean and the scale of ``x`` ``(N, C)``."""
+        """Set the network's output bias so that each column starts with the mean and the scale of ``x`` ``(N, C)``.
+
+        A column without an observed value starts at 0 with scale 1, or with equal classes.
+        """
         x = observed_data(x, mask)
         if x.shape[1:] != self.event_shape:
             raise ValueError(f"x: expected {len(self.columns)} columns, got shape {tuple(x.shape)}.")
@@ -146,13 +149,13 @@ class MixedLikelihood(nn.Module):
                 values = column if kind == "real" else log_x[:, i : i + 1]
                 first.append(mean_over_data(values))
                 scales.append(variance_over_data(values).sqrt())
-        parts = [torch.cat(first)] if first else []
+        parts = [torch.cat(first).nan_to_num(0.0)] if first else []
         if scaled:
-            values = torch.cat(scales)
+            values = torch.cat(scales).nan_to_num(1.0)
             parts += self.scale.output_bias(values)
         for i, classes in zip(self._categorical(), self._classes(), strict=True):
             shares = [share_of_data(x[:, i : i + 1], float(c)).clamp(min=least) for c in range(classes)]
-            parts.append(torch.cat(shares).log())
+            parts.append(torch.cat(shares).nan_to_num(1 / classes).log())
         set_output_bias(self.network, *parts)
         if scaled:
             self.scale.initialize(values, shared=values.median())

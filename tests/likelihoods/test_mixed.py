@@ -236,3 +236,16 @@ def test_rows_are_put_together_in_the_order_of_the_columns() -> None:
     p = ByColumn([([2, 0], dist.Normal(torch.tensor([20.0, 0.0]), 1.0)), ([1], dist.Normal(torch.tensor([10.0]), 1.0))])
     assert p.mean.tolist() == [0.0, 10.0, 20.0]
     assert p.batch_shape == (3,)
+
+
+@SCALES
+def test_a_column_without_a_value_starts_at_zero(scale: str) -> None:
+    torch.manual_seed(0)
+    x = make(scale=scale)(torch.randn(50, D)).sample()
+    for i in range(len(COLUMNS)):
+        likelihood, mask = make(scale=scale), torch.ones_like(x, dtype=torch.bool)
+        mask[:, i] = False
+        likelihood.initialize_output_bias(x.where(mask, NAN), mask=mask)
+        assert all(p.isfinite().all() for p in likelihood.parameters())
+        p = pv.observed_elements(likelihood(torch.zeros(50, D)), mask)
+        assert p.log_prob(x.where(mask, NAN)).isfinite().all()
