@@ -153,6 +153,7 @@ class KillTheWorkers(Callback):
 
 
 @pytest.mark.parametrize("stop", [False, True])
+@pytest.mark.slow
 def test_a_death_in_the_midst_of_a_step_waits_for_its_end(stop: bool, tmp_path: Path) -> None:
     """Torch raises it anywhere: half an update, or half a checkpoint, would be done."""
     before = signal.getsignal(signal.SIGCHLD)

@@ -174,6 +174,7 @@ def test_every_model(model: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("step", [4, 5, 9])  # the last checkpoint: the end of an epoch, the next one's first, mid-epoch
+@pytest.mark.slow
 def test_every_kind_of_data(data: str, step: int, tmp_path: Path) -> None:
     check(MODELS["plain Pyro"], DATA[data], tmp_path, (step,))
 
