@@ -45,11 +45,13 @@ def share_logarithms(graph: fx.GraphModule) -> fx.GraphModule:
                 return graph.graph.call_function(target, args)
 
             linear = call(aten.sub.Tensor, call(aten.mul.Tensor, values, logits), call(aten.relu.default, logits))
-            linear = call(aten.sum.dim_IntList, call(aten.view.default, linear, shape), [-1])
+            # Both sums go over the same groups, so that the compiler makes one loop of them, which reads a term once.
+            groups = [*shape[:-1], size, -1]
+            linear = call(aten.sum.dim_IntList, call(aten.view.default, linear, groups), [-2])
             factors = call(aten.exp.default, call(aten.neg.default, call(aten.abs.default, logits)))
-            factors = call(aten.view.default, call(aten.add.Tensor, factors, 1.0), [*shape[:-1], size, -1])
+            factors = call(aten.view.default, call(aten.add.Tensor, factors, 1.0), groups)
             logarithms = call(aten.log.default, call(aten.prod.dim_int, factors, -2))
-            new = call(aten.sub.Tensor, linear, call(aten.sum.dim_IntList, logarithms, [-1]))
+            new = call(aten.sum.dim_IntList, call(aten.sub.Tensor, linear, logarithms), [-1])
         new.meta["val"] = node.meta.get("val")
         node.replace_all_uses_with(new)
     graph.graph.eliminate_dead_code()

@@ -25,8 +25,6 @@ __all__ = ["Bounds", "bounds", "bytes_created", "log_likelihood"]
 # An evaluation is captured, and then compiled, from so many bytes of created tensors on. Capturing costs what Pyro
 # takes to create about the first number, and the C++ compiler saves its time on about the second.
 _BYTES_TO_CAPTURE, _BYTES_TO_COMPILE = 2**32, 2**35
-# Bytes that one captured pass creates on a CPU: few enough for the processor's cache to hold what is in use at a time.
-_BYTES_IN_CACHE = 2**26
 
 
 class Bounds(NamedTuple):
@@ -164,8 +162,7 @@ def _prepare(
 
     total_bytes = data.rows * (per_datum + num_particles * per_particle)
     if capture and total_bytes >= _BYTES_TO_CAPTURE:
-        on_cpu = all(t.device.type == "cpu" for t in data.tensors)
-        size, particles = cut(min(max_bytes, _BYTES_IN_CACHE) if on_cpu else max_bytes)
+        size, particles = cut(max_bytes)
         captured = captured_pass(
             lambda chunk: by_pyro(chunk, particles),
             functions,

@@ -16,6 +16,7 @@ from ..infer.compiled.passes import choose_products, share_casts
 from ..infer.compiled.trace import traced_graph
 from ..infer.compiled.undo import undone
 from .bernoulli_sums import share_logarithms
+from .linear_layers import fuse_activations
 
 logger = logging.getLogger(__name__)
 aten = torch.ops.aten
@@ -56,7 +57,7 @@ def captured_pass(
             state.restore()
         if change is not None:
             raise CaptureError(f"running model and guide changes what they depend on: {change}")
-        graph = share_casts(choose_products(share_logarithms(graph)))
+        graph = share_casts(choose_products(fuse_activations(share_logarithms(graph))))
         held = _cast_once(graph, [t.detach() for t in held])
         run = compiled(graph, held, example) if compile else graph
         _compare(lambda tensors: run(*held, *tensors)[0], by_pyro, other, tolerance)

@@ -58,22 +58,14 @@ def choose_products(graph: fx.GraphModule) -> fx.GraphModule:
     transposed: there nothing changes, and neither where PyTorch has no oneDNN. The rule asks for shapes alone: a
     choice by the clock would make a resumed run another one in the last bits.
     """
-    onednn_mm = None if _mkl_on_intel() else _onednn_mm()
-    if onednn_mm is None:
+    linear = None if _mkl_on_intel() else onednn_linear()
+    if linear is None:
         return graph
     for node in list(graph.graph.nodes):
-        if node.target not in (aten.mm.default, aten.addmm.default) or node.kwargs:
-            continue
-        left, right = (argument.meta.get("val") for argument in node.args[-2:])
-        if not all(
-            isinstance(t, Tensor) and t.dtype is torch.float32 and t.device.type == "cpu" for t in (left, right)
-        ):
-            continue
-        sides = (*left.shape, right.shape[1])
-        if min(sides) < _SIDE or math.prod(sides) < _MULTIPLY_ADDS:
+        if not is_large_product(node):
             continue
         with graph.graph.inserting_before(node):
-            new = graph.graph.call_function(onednn_mm, tuple(node.args[-2:]))
+            new = graph.graph.call_function(linear, (*node.args[-2:], None, "none"))
             new.meta["val"] = node.meta.get("val")
             if node.target is aten.addmm.default:  # the bias is added by whatever comes next, fused with it
                 new = graph.graph.call_function(aten.add.Tensor, (new, node.args[0]))
@@ -82,6 +74,18 @@ def choose_products(graph: fx.GraphModule) -> fx.GraphModule:
         graph.graph.erase_node(node)
     graph.recompile()
     return graph
+
+
+def is_large_product(node: fx.Node) -> bool:
+    """Whether it is a float32 matrix product on the CPU, with or without a bias, that is worth a call of oneDNN."""
+    if node.target not in (aten.mm.default, aten.addmm.default) or node.kwargs:
+        return False
+    factors = [argument.meta.get("val") for argument in node.args[-2:]]  # type: ignore[union-attr]
+    tensors = [t for t in factors if isinstance(t, Tensor) and t.dtype is torch.float32 and t.device.type == "cpu"]
+    if len(tensors) < 2:
+        return False
+    sides = (*tensors[0].shape, tensors[1].shape[1])
+    return min(sides) >= _SIDE and math.prod(sides) >= _MULTIPLY_ADDS
 
 
 @functools.cache
@@ -94,30 +98,32 @@ def _mkl_on_intel() -> bool:
 
 
 @functools.cache
-def _onednn_mm() -> Any:
-    """``a @ b`` by oneDNN as an operator for graphs, or None; made at first need, not at import."""
-    linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-    if linear is None:
+def onednn_linear() -> Any:
+    """``activation(a @ b + bias)`` by oneDNN as an operator for graphs, or None; made at first need, not at import."""
+    pointwise = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+    if pointwise is None:
         return None
 
-    def product(a: Tensor, b: Tensor) -> Tensor:
-        out: Tensor = linear(a, b.t(), None, "none", [], "")
+    def linear(a: Tensor, b: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        out: Tensor = pointwise(a, b.t(), bias, activation, [], "")
         return out
 
     try:  # the operator is private to torch: see that it still does what it did
-        probe = torch.arange(12.0).reshape(3, 4)
-        if not torch.equal(product(probe, probe.t()), probe @ probe.t()):
+        probe, bias = torch.arange(12.0).reshape(3, 4), torch.arange(3.0)
+        if not torch.equal(linear(probe, probe.t(), bias, "none"), probe @ probe.t() + bias):
             return None
         library = torch.library.Library("pyro_vae", "FRAGMENT")
-        library.define("onednn_mm(Tensor a, Tensor b) -> Tensor")
-        library.impl("onednn_mm", product, "CPU")
+        library.define("onednn_linear(Tensor a, Tensor b, Tensor? bias, str activation) -> Tensor")
+        library.impl("onednn_linear", linear, "CPU")
         torch.library.register_fake(
-            "pyro_vae::onednn_mm", lambda a, b: a.new_empty(a.shape[0], b.shape[1]), lib=library
+            "pyro_vae::onednn_linear",
+            lambda a, b, bias, activation: a.new_empty(a.shape[0], b.shape[1]),
+            lib=library,
         )
     except (RuntimeError, TypeError, NotImplementedError, AttributeError):
         return None
     _libraries.append(library)  # an operator lives as long as its library object
-    return torch.ops.pyro_vae.onednn_mm.default
+    return torch.ops.pyro_vae.onednn_linear.default
 
 
 _libraries: list[Any] = []
