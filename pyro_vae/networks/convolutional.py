@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from .._checks import require_event_shape, require_float, require_positive_int, require_shape
 from .activation import make_activation
 from .leading_dims import AnyLeadingDims
+from .mlp import MLP
 
 __all__ = ["ConvDecoder", "ConvEncoder"]
 
 
 class ConvEncoder(nn.Module):
-    """A network from images to vectors: convolutions that halve height and width, then an affine map.
+    """A network from images to vectors: convolutions that halve height and width, then an ``MLP``.
 
     Args:
         image_shape: ``(C, H, W)``, any sizes.
@@ -24,6 +25,7 @@ class ConvEncoder(nn.Module):
         channels: channels after each convolution; each halves height and width, rounding up.
         activation: a function that returns the activation module.
         kernel_size: an odd number.
+        hidden_dims: widths of the hidden layers between the last feature map and the output; ``()`` for none.
 
     Raises:
         ValueError: a size below 1; ``image_shape`` that has not three dimensions; an even ``kernel_size``; (from
@@ -44,6 +46,7 @@ class ConvEncoder(nn.Module):
         activation: Callable[[], nn.Module] = nn.SiLU,
         *,
         kernel_size: int = 3,
+        hidden_dims: Sequence[int] = (500,),
     ) -> None:
         super().__init__()
         self.image_shape = _image_shape(image_shape)
@@ -55,13 +58,13 @@ class ConvEncoder(nn.Module):
             convolution = nn.Conv2d(depth, next_depth, kernel_size, stride=2, padding=kernel_size // 2)
             layers += [convolution, make_activation(activation)]
         height, width = _halved(self.image_shape, len(depths) - 1)[-1]
-        layers += [nn.Flatten(), nn.Linear(depths[-1] * height * width, self.out_features)]
-        self.network = AnyLeadingDims(nn.Sequential(*layers), event_dim=3)
+        head = MLP(depths[-1] * height * width, self.out_features, hidden_dims, activation)
+        self.network = AnyLeadingDims(nn.Sequential(*layers, nn.Flatten(), head), event_dim=3)
 
     @property
     def output(self) -> nn.Linear:
         """The last affine map."""
-        return self.network.network[-1]  # type: ignore[index]
+        return self.network.network[-1].output  # type: ignore[index]
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(*, C, H, W)`` to ``(*, out_features)``."""
@@ -71,7 +74,7 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """A network from vectors to images: an affine map, then transposed convolutions that double height and width.
+    """A network from vectors to images: an ``MLP``, then transposed convolutions that double height and width.
 
     The mirror image of ``ConvEncoder``. The output has a bias for each element of the image, not one for each channel,
     so that ``initialize_output_bias`` of a likelihood can start from the mean image.
@@ -82,6 +85,7 @@ class ConvDecoder(nn.Module):
         channels: channels before each transposed convolution.
         activation: a function that returns the activation module.
         kernel_size: an odd number.
+        hidden_dims: widths of the hidden layers between the input and the first feature map; ``()`` for none.
 
     Raises:
         ValueError: a size below 1; ``image_shape`` that has not three dimensions; an even ``kernel_size``; (from
@@ -103,6 +107,7 @@ class ConvDecoder(nn.Module):
         activation: Callable[[], nn.Module] = nn.SiLU,
         *,
         kernel_size: int = 3,
+        hidden_dims: Sequence[int] = (500,),
     ) -> None:
         super().__init__()
         self.in_features = require_positive_int("in_features", in_features)
@@ -112,7 +117,7 @@ class ConvDecoder(nn.Module):
         sizes = _halved(self.image_shape, len(depths) - 1)[::-1]
         first = (depths[0], *sizes[0])
         layers: list[nn.Module] = [
-            nn.Linear(self.in_features, first[0] * first[1] * first[2]),
+            MLP(self.in_features, first[0] * first[1] * first[2], hidden_dims, activation),
             nn.Unflatten(1, first),
         ]
         for i, (depth, next_depth) in enumerate(itertools.pairwise(depths)):
