@@ -14,6 +14,9 @@ from .._checks import require_positive_number
 __all__ = ["latent_scale"]
 
 
+_ANNEALING = "Pyro cannot scale by 0; start an annealing at 1e-3."
+
+
 def latent_scale(beta: float | Tensor) -> Any:
     """Return a context manager that multiplies the log-densities of the sites inside it by ``beta``.
 
@@ -46,8 +49,11 @@ def latent_scale(beta: float | Tensor) -> Any:
     if isinstance(beta, Tensor):
         if beta.ndim:
             raise ValueError(f"beta: expected a number or a 0-dim tensor, got shape {tuple(beta.shape)}.")
-        return poutine.scale(scale=torch.where(beta > 0, beta, math.nan))
+        try:
+            return poutine.scale(scale=torch.where(beta > 0, beta, math.nan))
+        except ValueError:  # Pyro's validation, which a captured step leaves out
+            raise ValueError(f"beta: expected a number above 0, got {beta.item()}. {_ANNEALING}") from None
     try:
         return poutine.scale(scale=require_positive_number("beta", beta))
     except ValueError as error:
-        raise ValueError(f"{error} Pyro cannot scale by 0; start an annealing at 1e-3.") from None
+        raise ValueError(f"{error} {_ANNEALING}") from None

@@ -222,6 +222,16 @@ def _require_svi(svi: Any, names: tuple[str, ...]) -> None:
             f"svi: expected a pyro.infer.SVI, or anything with its {', '.join(names)}, got {what} without "
             f"{', '.join(missing)}. Make one: SVI(model, guide, pyro_vae.Adam({{'lr': 1e-3}}), Trace_ELBO())."
         )
+    for name in ("model", "guide"):
+        if not callable(getattr(svi, name)):
+            raise TypeError(
+                f"svi: expected a function as its {name}, got {getattr(svi, name)!r}. Give vae.{name}, say."
+            )
+    loss = getattr(svi, "loss", len)  # whatever takes steps need not have one
+    if isinstance(loss, type) or not callable(loss):
+        raise TypeError(
+            f"svi: expected an objective as its loss, such as Trace_ELBO(), got {loss!r}. Make an object of the class."
+        )
     if isinstance(svi.optim, torch.optim.Optimizer):
         raise TypeError(
             f"svi: expected an optimizer of Pyro, got torch.optim.{type(svi.optim).__name__} as its optim. "

@@ -51,7 +51,9 @@ def test_what_is_no_positive_number_is_refused(make_vae, binary_data):
 def test_a_tensor_that_is_not_above_zero_stops_the_step(wrong, make_vae, binary_data):
     """Pyro's validation refuses it; a captured graph, in which validation is off, must not train on it."""
     vae, beta = make_vae(), torch.tensor(wrong)
-    with pytest.raises(ValueError, match="Expected scale > 0"):
+    with pytest.raises(
+        ValueError, match=f"beta: expected a number above 0, got {wrong}. Pyro cannot scale by 0; start"
+    ):
         SVI(vae.model, vae.guide, pv.Adam({"lr": 1e-2}), Trace_ELBO()).step(binary_data, beta=beta)
     options = {"compile": "graph", "check_steps": 0}
     svi = pv.CompiledSVI(vae.model, vae.guide, pv.Adam({"lr": 1e-2}), Trace_ELBO(), **options)

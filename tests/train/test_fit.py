@@ -186,6 +186,13 @@ def test_batches_go_on_where_an_earlier_fit_ended() -> None:
 A = torch.ones(4)
 
 
+def svi_with(**replaced: Any) -> SVI:
+    """An SVI of Pyro's in which something is what it should not be."""
+    m = make()
+    given = {"model": m.svi.model, "guide": m.svi.guide, "optim": m.svi.optim, "loss": Trace_ELBO(), **replaced}
+    return SVI(**given)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -253,6 +260,20 @@ A = torch.ones(4)
             {"svi": SimpleNamespace(model=0, guide=0, optim=0, step=0), "validation": images().split(16)},
             TypeError,
             "svi: expected .*got SimpleNamespace without evaluate_loss",
+        ),
+        ({"svi": svi_with(model=None)}, TypeError, "svi: expected a function as its model, got None. Give"),
+        ({"svi": svi_with(guide=3)}, TypeError, "svi: expected a function as its guide, got 3. Give"),
+        ({"svi": svi_with(loss=None)}, TypeError, "svi: expected an objective as its loss, .* got None. Make"),
+        ({"svi": svi_with(loss=Trace_ELBO)}, TypeError, "svi: expected an objective as its loss, .* got <class"),
+        (
+            {"train": [(torch.ones(5, 6), torch.ones(5, 6) > 0)], "keywords": ("msk",)},
+            TypeError,
+            "keywords: expected names of the model's arguments, x, given, mask, size, beta, got msk. Name one of them",
+        ),
+        (
+            {"schedules": {"beta": lambda t: 0.0}},
+            ValueError,
+            "beta: expected a number above 0, got 0.0. Pyro cannot scale by 0; start an annealing at 1e-3",
         ),
         (
             {"schedules": {"beta": 0.5}},

@@ -55,7 +55,18 @@ class Callback:
 
 def absolute(place: str | os.PathLike[str]) -> Path:
     """Return the path that a place has now: with the home directory for ``~``, and the same after an ``os.chdir``."""
+    if not isinstance(place, (str, os.PathLike)):
+        raise TypeError(f"directory: expected a path, got {place!r}. Give a folder, such as 'runs/mnist'.")
     return Path(place).expanduser().absolute()
+
+
+def require_name_of_figure(monitor: Any) -> str:
+    """Return ``monitor``; refuse what is no name."""
+    if not isinstance(monitor, str):
+        raise TypeError(
+            f"monitor: expected the name of a figure of the history, got {monitor!r}. Give 'train_elbo', say."
+        )
+    return monitor
 
 
 def require_figure(monitor: str, run: Run) -> None:

@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..._checks import require_positive_int
+from ..._checks import require_number, require_positive_int
 from ..._warn import warn
 from ..resume.checkpoint_file import checkpoints, step_of, write
 from ..resume.plain import plain
 from ..run import Run
-from .base import Callback, absolute, require_figure
+from .base import Callback, absolute, require_figure, require_name_of_figure
 
 __all__ = ["Checkpoint"]
 
@@ -61,14 +61,12 @@ class Checkpoint(Callback):
         keep_best: bool = True,
         on_error: str = "continue",
     ) -> None:
-        if not every >= 0:
-            raise ValueError(f"every: expected a number of seconds of at least 0, got {every!r}.")
         if on_error not in ("continue", "raise"):
             raise ValueError(f'on_error: expected "continue" or "raise", got {on_error!r}.')
         self.directory = absolute(directory)
-        self.every = every
+        self.every = every if every == math.inf else require_number("every", every, low=0)
         self.keep = require_positive_int("keep", keep)
-        self.monitor = monitor
+        self.monitor = None if monitor is None else require_name_of_figure(monitor)
         self.keep_best = keep_best
         self.on_error = on_error
         self.essential = True

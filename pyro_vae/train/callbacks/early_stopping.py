@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..._checks import require_positive_int
+from ..._checks import require_number, require_positive_int
 from ..parameters import copy_of_parameters, set_parameters
 from ..run import Run
-from .base import Callback, require_figure
+from .base import Callback, require_figure, require_name_of_figure
 
 __all__ = ["EarlyStopping"]
 
@@ -50,11 +50,9 @@ class EarlyStopping(Callback):
         min_delta: float = 0.0,
         restore_best: bool = True,
     ) -> None:
-        if not min_delta >= 0:
-            raise ValueError(f"min_delta: expected a number of at least 0, got {min_delta!r}.")
-        self.monitor = monitor
+        self.monitor = require_name_of_figure(monitor)
         self.patience = require_positive_int("patience", patience)
-        self.min_delta = min_delta
+        self.min_delta = require_number("min_delta", min_delta, low=0)
         self.restore_best = restore_best
         self._reset()
 

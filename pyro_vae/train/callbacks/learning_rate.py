@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from ..resume.learning_rates import schedulers, set_learning_rates
 from ..run import Run
 from ..schedules import Schedule
-from .base import Callback, require_figure
+from .base import Callback, require_figure, require_name_of_figure
 
 __all__ = ["LearningRate"]
 
@@ -42,7 +42,7 @@ class LearningRate(Callback):
         if schedule is not None and not callable(schedule):
             raise TypeError(f"schedule: expected a function of the epochs trained so far, got {schedule!r}.")
         self.schedule = schedule
-        self.monitor = monitor
+        self.monitor = None if monitor is None else require_name_of_figure(monitor)
 
     def start(self, run: Run) -> None:
         has_own = isinstance(run.svi.optim, PyroLRScheduler)

@@ -74,6 +74,11 @@ def require_arguments(name: str, args: tuple[Any, ...], named: Mapping[str, Any]
     try:
         inspect.signature(model).bind_partial(*args, **named)
     except TypeError as error:
+        if "unexpected keyword" in str(error):
+            raise TypeError(
+                f"keywords: expected names of the model's arguments, {', '.join(inspect.signature(model).parameters)}, "
+                f"got {', '.join(named)}. Name one of them, or add it to the model."
+            ) from error
         raise TypeError(
             f"{name}: expected batches that are the positional arguments of the model, got {len(args)} items, "
             f"which do not fit ({error}). Give transform=, e.g. transform=lambda batch: batch[0] to drop labels."

@@ -165,6 +165,8 @@ def _described(value: Any, names: tuple[str, ...] | None = None) -> dict[str, An
         attribute = getattr(value, name, None)
         if not name.startswith("_") and name not in _PROGRESS and is_option(attribute):
             found[name] = attribute
+    if isinstance(value, (nn.Sequential, nn.ModuleList)):  # what they hold does not appear later
+        found["length"] = len(value)
     return found
 
 

@@ -60,6 +60,7 @@ def _feed(digest: Any, value: Any) -> None:
         rows = _sample(value) if value.ndim else [value]
         for row in rows:
             array = row.detach().cpu() if isinstance(row, Tensor) else torch.as_tensor(np.asarray(row))
+            array = array if array.layout == torch.strided else array.to_dense()
             digest.update(array.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     elif isinstance(value, (list, tuple)):
         for item in value:

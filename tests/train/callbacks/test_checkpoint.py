@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pyro
 import pytest
 from tiny import Figures, images, make, train
 
-from pyro_vae.train import Callback, Checkpoint, read_checkpoint
+from pyro_vae.train import Callback, Checkpoint, EarlyStopping, LearningRate, read_checkpoint
 
 
 def test_checkpoints_kept(tmp_path: Path) -> None:
@@ -84,8 +85,15 @@ def test_a_full_disk(on_error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_bad_arguments_of_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="every"):
-        Checkpoint(tmp_path, every=-1)
+    for every in (-1, "60", None, math.nan):
+        with pytest.raises(ValueError, match=rf"every: expected a finite number of at least 0, got {every!r}"):
+            Checkpoint(tmp_path, every=every)
+    for directory in (None, 3):
+        with pytest.raises(TypeError, match=f"directory: expected a path, got {directory}. Give a folder"):
+            Checkpoint(directory)
+    for kind in (lambda: Checkpoint(tmp_path, monitor=3), lambda: EarlyStopping(3), lambda: LearningRate(monitor=3)):
+        with pytest.raises(TypeError, match=r"monitor: expected the name of a figure of the history, got 3\. Give"):
+            kind()
     with pytest.raises(ValueError, match="keep"):
         Checkpoint(tmp_path, keep=0)
     with pytest.raises(ValueError, match="on_error"):

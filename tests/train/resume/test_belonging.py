@@ -41,6 +41,13 @@ def vae(likelihood: Any = pv.BernoulliLikelihood, activation: Any = nn.SiLU, min
     )
 
 
+def with_a_layer_less() -> Any:
+    model = vae()
+    network = model.likelihood.network
+    network.layers = nn.Sequential(network.layers[0], network.layers[2])  # without the activation
+    return model
+
+
 def svi_of(model: Any = None, optim: Any = None, loss: Any = None) -> Any:
     model = vae() if model is None else model
     return SVI(model.model, model.guide, optim or Adam({"lr": 1e-2}), loss or Trace_ELBO())
@@ -79,6 +86,10 @@ OTHER: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         "modules.0.likelihood.class: 'BernoulliLikelihood' in the checkpoint, 'ContinuousBernoulliLikelihood' now",
     ),
     "activation": (lambda: {"svi": svi_of(vae(activation=nn.Tanh))}, "'SiLU' in the checkpoint, 'Tanh' now"),
+    "a layer less": (
+        lambda: {"svi": svi_of(with_a_layer_less())},
+        "modules.0.likelihood.network.layers.length: 3 in the checkpoint, 2 now",
+    ),
     "option of a part": (lambda: {"svi": svi_of(vae(min_scale=0.1))}, "posterior.min_scale: 0.0001 in the checkpoint"),
     "shape": (lambda: {"svi": make(hidden=(9,), optim=Adam({"lr": 1e-2})).svi}, "out_features: 8 in .*, 9 now"),
     "learning rate": (
