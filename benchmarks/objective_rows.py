@@ -17,7 +17,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -55,6 +55,7 @@ def train(
     epochs: int,
     *,
     build: Callable[[Tensor], pv.VAE] = build,
+    precision: Literal["float32", "bf16"] = "bf16",
     progress: bool = True,
 ) -> tuple[pv.VAE, list[float]]:
     """A trained VAE, and the seconds of each epoch."""
@@ -73,7 +74,7 @@ def train(
             cycle_momentum=False,
         ),
     )
-    svi = pv.CompiledSVI(vae.model, vae.guide, optimizer, objective, precision="bf16")
+    svi = pv.CompiledSVI(vae.model, vae.guide, optimizer, objective, precision=precision)
     schedules = {"beta": pv.linear_warmup(BETA_WARMUP)}
     history = pv.fit(svi, batches, epochs=epochs, schedules=schedules, progress=progress)
     vae.eval()

@@ -108,9 +108,9 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     make = (lambda x: row.build(x.flatten(1))) if name == "conv" else row.build
     epochs = args.epochs
     if args.minutes is not None:
-        _, seconds = train(row.loss(), images, args.seed, 2, build=make, progress=False)
+        _, seconds = train(row.loss(), images, args.seed, 2, build=make, precision=args.precision, progress=False)
         epochs = max(1, round(60 * args.minutes / seconds[1]))
-    vae, seconds = train(row.loss(), images, args.seed, epochs, build=make)
+    vae, seconds = train(row.loss(), images, args.seed, epochs, build=make, precision=args.precision)
     minutes = sum(seconds) / 60
     if name == "fitted-prior":
         start = time.perf_counter()
@@ -124,6 +124,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "seed": args.seed,
         "epochs": epochs,
         "threads": torch.get_num_threads(),
+        "precision": args.precision,
         "train_minutes": round(minutes, 2),
         "test_elbo": round(elbo.mean().item(), 3),
         "test_log_likelihood": round(bound.mean().item(), 3),
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--minutes", type=float, default=None, help="of training, in place of --epochs")
+    parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16", help="of products in training")
     parser.add_argument("--test-images", type=int, default=10_000, help="how many of them are evaluated")
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
