@@ -10,6 +10,7 @@ from .hierarchical import HierarchicalVAE
 from .latent_scale import latent_scale
 from .mixture import MixtureVAE
 from .module import module
+from .multimodal import MultimodalVAE
 from .ppca import ProbabilisticPCA
 from .semi_supervised import SemiSupervisedVAE
 from .vae import VAE
@@ -22,6 +23,7 @@ __all__ = [
     "DiscreteVAE",
     "HierarchicalVAE",
     "MixtureVAE",
+    "MultimodalVAE",
     "ProbabilisticPCA",
     "SemiSupervisedVAE",
     "latent_scale",

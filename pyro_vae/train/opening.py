@@ -112,7 +112,8 @@ def _look(
         else:  # nothing to train: a batch is needed, and no generator may move
             with generators.preserved(feed.generators):
                 batch = _first_batch(run, feed)
-        args, named = arguments.of(batch)
+        with generators.preserved(feed.generators):  # the transform will be called again for the step
+            args, named = arguments.of(batch)
         require_arguments("train", args, named, run.svi.model)
         run.values = values_at(schedules, run.time)
         kwargs = arguments.keyword(args, named, run.values)
