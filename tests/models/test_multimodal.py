@@ -289,12 +289,12 @@ def test_random_subsets_train_the_experts_to_do_alone() -> None:
         with torch.no_grad():
             for parameter in vae.experts.parameters():
                 parameter.normal_(std=0.1)
-        svi = pv.CompiledSVI(vae.model, vae.guide, pv.Adam({"lr": 0.03}), pv.TraceSTL_ELBO(), compile="graph")
-        for _ in range(200):
+        svi = pv.CompiledSVI(vae.model, vae.guide, pv.Adam({"lr": 0.05}), pv.TraceSTL_ELBO(), compile="graph")
+        for _ in range(60):
             svi.step(x, mask=vae.random_subsets(x) if subsets else {name: torch.ones(160).bool() for name in x})
         log_w = pv.log_weights(vae.model, vae.guide, x, mask=patterns(20), num_particles=20)
         found[subsets] = (log_px - pv.elbo(log_w))[single].mean().item()
-    assert found[True] < 0.02
+    assert found[True] < 0.1
     assert found[False] > 5 * found[True]
 
 
