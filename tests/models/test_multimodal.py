@@ -274,6 +274,7 @@ def test_random_subsets_are_of_what_is_there_and_of_every_size() -> None:
     assert not nothing["a"].any()
 
 
+@pytest.mark.slow
 def test_random_subsets_train_the_experts_to_do_alone() -> None:
     """Without them the experts of a and b are trained together alone, and each is overconfident or vague by itself."""
     found = {}
@@ -302,7 +303,11 @@ def test_random_subsets_train_the_experts_to_do_alone() -> None:
 
 
 @pytest.mark.parametrize("how", ["mask", "NaN"])
-@pytest.mark.parametrize("objective", [Trace_ELBO, lambda: pv.TraceIWAE_ELBO(3, gradient="dreg")], ids=["elbo", "dreg"])
+@pytest.mark.parametrize(
+    "objective",
+    [Trace_ELBO, pytest.param(lambda: pv.TraceIWAE_ELBO(3, gradient="dreg"), marks=pytest.mark.slow)],
+    ids=["elbo", "dreg"],
+)
 def test_one_graph_serves_all_patterns(how: str, objective: Any) -> None:
     """Captured steps are Pyro's to the last bit, whatever is missing, and with a beta that rises."""
 
@@ -320,6 +325,7 @@ def test_one_graph_serves_all_patterns(how: str, objective: Any) -> None:
     assert trains_alike(make, objective, (filled,), keywords=keywords) == 1
 
 
+@pytest.mark.slow
 def test_full_covariances_are_captured() -> None:
     x, mask = solved(True)[1], patterns()
 
@@ -342,7 +348,7 @@ def test_the_sites_of_the_story() -> None:
     assert posterior["z"].shape == (7, 12, D)
 
 
-@pytest.mark.parametrize("subsets", [False, True])
+@pytest.mark.parametrize("subsets", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_fit_and_resume(tmp_path, subsets) -> None:
     """From a loader of dictionaries and masks; or on random subsets, which a resumed run draws again."""
     x, mask = batch(40)
