@@ -24,7 +24,7 @@ def example():
 def test_it_prints_the_figures_and_draws_the_picture(example, tmp_path, capsys):
     found = {}
     for flags in ([], ["--all-at-once"]):
-        options = ["--smoke", "--dataset", "digits", "--precision", "float32", "--output-dir", str(tmp_path), *flags]
+        options = ["--smoke", "--output-dir", str(tmp_path), *flags]
         found[bool(flags)] = example.main(options)
         printed = capsys.readouterr().out
         for name, value in found[bool(flags)].items():
@@ -33,18 +33,6 @@ def test_it_prints_the_figures_and_draws_the_picture(example, tmp_path, capsys):
         assert (tmp_path / "missing.png").stat().st_size > 10_000
         (tmp_path / "missing.png").unlink()
     assert found[False] != found[True]
-
-
-def test_options_are_chosen_on_images_that_are_held_out(example, tmp_path, monkeypatch):
-    """Not by the test images: what is judged are those that the training does not see."""
-    seen = {}
-    monkeypatch.setattr(example, "train", lambda args, vae, x, y: seen.update(train=x))
-    monkeypatch.setattr(example, "judge", lambda args, vae, x: seen.update(judged=x) or {})
-    monkeypatch.setattr(example, "picture", lambda *args: None)
-    example.main(["--dataset", "digits", "--validate", "300", "--output-dir", str(tmp_path)])
-    digits = example.pv.data.load("digits")
-    assert len(seen["train"]) == len(digits.train_images) - 300
-    assert len(seen["judged"]["left"]) == 300
 
 
 def test_the_halves_make_the_image(example):
