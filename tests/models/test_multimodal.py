@@ -401,6 +401,35 @@ def test_tuples_become_dictionaries_by_a_transform() -> None:
     assert svi.captures == 1
 
 
+def test_images_and_class_numbers() -> None:
+    torch.manual_seed(0)
+    flat = nn.Sequential(nn.Linear(D, 16), nn.Unflatten(-1, (1, 4, 4)))
+    vae = pv.MultimodalVAE(
+        pv.StandardNormalPrior(D),
+        {
+            "image": pv.BernoulliLikelihood(flat, event_shape=(1, 4, 4)),
+            "label": pv.CategoricalLikelihood(nn.Linear(D, 3), num_classes=3),
+        },
+        {
+            "image": pv.DiagonalNormalPosterior(nn.Sequential(nn.Flatten(-3), nn.Linear(16, 2 * D))),
+            "label": pv.DiagonalNormalPosterior(nn.Linear(1, 2 * D)),
+        },
+        missing=True,
+    )
+    x = {"image": torch.rand(5, 1, 4, 4).round(), "label": torch.tensor([[0.0], [NAN], [2.0], [1.0], [NAN]])}
+    x["image"][1:3] = NAN
+    log_w = pv.log_weights(vae.model, vae.guide, x, num_particles=3)
+    assert torch.equal(log_w[:, 1], torch.zeros(3))
+    for name, rows in (("image", slice(4, 5)), ("label", slice(2, 3))):  # what has one modality is as it is alone
+        pyro.set_rng_seed(0)
+        alone = pv.log_weights(vae.model, vae.guide, {name: x[name][rows]}, num_particles=3)
+        pyro.set_rng_seed(0)
+        torch.testing.assert_close(
+            alone, pv.log_weights(vae.model, vae.guide, {m: v[rows] for m, v in x.items()}, num_particles=3)
+        )
+    assert vae.reconstruct(x)["image"].shape == vae.sample(5)["image"].shape == (5, 1, 4, 4)
+
+
 def test_what_is_given_reaches_the_parts() -> None:
     x, mask = batch()
     y = nn.functional.one_hot(torch.arange(12) % 3, 3).float()
