@@ -114,7 +114,7 @@ DATA = {
 }
 
 
-def train(m: Any, data: Any, callbacks: list[Any], resume: Any = None, epochs: int = 3) -> Any:
+def train(m: Any, data: Any, callbacks: list[Any], resume: Any = None, epochs: int = 3, transform: Any = None) -> Any:
     extra = [LearningRate()] if isinstance(m.svi.optim, pyro.optim.PyroLRScheduler) else [LearningRate(one_cycle(3))]
     return fit(
         m.svi,
@@ -123,6 +123,7 @@ def train(m: Any, data: Any, callbacks: list[Any], resume: Any = None, epochs: i
         validation=images(13, seed=2).split(5),
         schedules={"beta": linear_warmup(2)},
         callbacks=[*callbacks, *extra],
+        transform=transform,
         progress=False,
         resume=resume,
     )
@@ -150,20 +151,20 @@ def seed(number: int) -> None:
     pyro.set_rng_seed(number)
 
 
-def check(make_model: Any, make_data: Any, directory: Path, kills: tuple[int, ...]) -> None:
+def check(make_model: Any, make_data: Any, directory: Path, kills: tuple[int, ...], transform: Any = None) -> None:
     seed(1)
     m = make_model()
     seed(2)
-    whole = outcome(m, train(m, make_data(), []))
+    whole = outcome(m, train(m, make_data(), [], transform=transform))
     for number, step in enumerate(kills):
         seed(1 if number == 0 else 100 + number)  # other initial weights, other generators: all comes from the file
         m = make_model()
         seed(2 if number == 0 else 200 + number)
         with pytest.raises(Killed):
-            train(m, make_data(), [Checkpoint(directory, every=0), KillAt(step)], directory)
+            train(m, make_data(), [Checkpoint(directory, every=0), KillAt(step)], directory, transform=transform)
     seed(300)
     m = make_model()
-    history = train(m, make_data(), [Checkpoint(directory, every=0)], directory)
+    history = train(m, make_data(), [Checkpoint(directory, every=0)], directory, transform=transform)
     assert_equal(outcome(m, history), whole)
 
 
@@ -177,6 +178,16 @@ def test_every_model(model: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_kind_of_data(data: str, step: int, tmp_path: Path) -> None:
     check(MODELS["plain Pyro"], DATA[data], tmp_path, (step,))
+
+
+@pytest.mark.parametrize("step", [4, 5])  # the last checkpoint: the end of an epoch, the next one's first step
+def test_a_transform_that_draws(step: int, tmp_path: Path) -> None:
+    """The first batch is transformed twice, to look at model and guide and for its step; the former moves no generator."""
+
+    def flip(x: torch.Tensor) -> torch.Tensor:
+        return torch.where(torch.rand(x.shape) < 0.1, 1 - x, x)
+
+    check(MODELS["plain Pyro"], DATA["Batches"], tmp_path, (step,), flip)
 
 
 @pytest.mark.slow
