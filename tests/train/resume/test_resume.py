@@ -182,7 +182,7 @@ def test_every_kind_of_data(data: str, step: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", [4, 5])  # the last checkpoint: the end of an epoch, the next one's first step
 def test_a_transform_that_draws(step: int, tmp_path: Path) -> None:
-    """The first batch is transformed twice, to look at model and guide and for its step; the former moves no generator."""
+    """Looking at model and guide transforms the first batch once more, and moves no generator."""
 
     def flip(x: torch.Tensor) -> torch.Tensor:
         return torch.where(torch.rand(x.shape) < 0.1, 1 - x, x)
