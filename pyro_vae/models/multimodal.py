@@ -163,6 +163,8 @@ class MultimodalVAE(nn.Module):
 
         With ``observed``, True for the data that have it, ``(B,)``, its log-density is 0 for the others.
         """
+        if modality not in self.likelihoods:
+            raise ValueError(f"modality: expected one of {list(self.likelihoods)}, got {modality!r}.")
         p = self.likelihoods[modality](z, *given)
         require_distribution(f"likelihoods[{modality!r}]", p)
         return p if observed is None else observed_elements(p, on_events(observed, p.event_shape))
@@ -192,8 +194,8 @@ class MultimodalVAE(nn.Module):
     @torch.no_grad()
     def sample(self, n: int = 1, *given: Any, mean: bool = False) -> dict[str, Tensor]:
         """Draw ``n`` data with all modalities, ``(n, *E_m)`` each; with ``mean`` E[x_m|z] of each drawn z."""
-        prior = self.prior(*given)
-        z = prior.expand((require_positive_int("n", n),)).sample()
+        _require_given(given, require_positive_int("n", n), "as n")
+        z = self.prior(*given).expand((n,)).sample()
         found = {m: self.decode(m, z, *given) for m in self.likelihoods}
         return {m: p.mean if mean else p.sample() for m, p in found.items()}
 
@@ -257,10 +259,9 @@ class MultimodalVAE(nn.Module):
         """Return the plate ``"data"`` at ``dim=-1`` over the rows of a batch, of ``size`` data."""
         size = None if size is None else require_positive_int("size", size)
         first = next(iter(values.values()))
-        tensors = [value for value in given if getattr(value, "ndim", 0)]
+        tensors = (value for value in given if getattr(value, "ndim", 0))
         rows = len(first) if first is not None else size or next(map(len, tensors), 1)
-        for i, value in enumerate(tensors):
-            require_rows(f"given[{i}]", value, rows)
+        _require_given(given, rows, "as in x" if first is not None else "as in size, or in the first tensor given")
         if size is not None and size < rows:
             raise ValueError(f"size: expected the number of all data, at least the {rows} of the batch, got {size}.")
         return pyro.plate("data", size or rows, subsample=first, dim=-1)
@@ -268,6 +269,12 @@ class MultimodalVAE(nn.Module):
     def _product(self, values: Mapping[str, Tensor], observed: Mapping[str, Tensor | None], given: Any) -> Any:
         experts = {m: self.experts[m](present(value, observed[m]), *given) for m, value in values.items()}
         return product_of_experts(self.prior(*given), experts, observed)
+
+
+def _require_given(given: tuple[Any, ...], rows: int, source: str) -> None:
+    for i, value in enumerate(given):
+        if getattr(value, "ndim", 0):
+            require_rows(f"given[{i}]", value, rows, source)
 
 
 def _modules(argument: str, parts: Mapping[str, Any]) -> nn.ModuleDict:

@@ -23,8 +23,8 @@ def product_of_experts(
         \Lambda = \Lambda_0 + \sum_m \Lambda_m, \quad \mu = \Lambda^{-1} \Bigl(\Lambda_0 \mu_0 + \sum_m \Lambda_m \mu_m
         \Bigr)
 
-    Where p is the prior and an expert is proportional to :math:`p(x_m \mid z)` as a function of z, that is the
-    posterior of z given all :math:`x_m`, which are independent given z. The prior counts once, whatever their number.
+    If each expert is proportional to :math:`p(x_m \mid z)` as a function of z, this is the posterior of z given all
+    :math:`x_m`, which are independent given z. The prior counts once, whatever the number of experts.
 
     Args:
         prior: p(z), of batch shape ``()`` or ``(B,)`` and event shape ``(D,)``.

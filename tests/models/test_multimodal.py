@@ -445,6 +445,8 @@ def test_what_is_given_reaches_the_parts() -> None:
     assert vae.sample(12, y)["a"].shape == vae.reconstruct(a, y)["a"].shape == (12, 6)
     with pytest.raises(ValueError, match=r"given\[0\]: expected 12 rows as in x, got 11"):
         vae.model(a, y[:11])
+    with pytest.raises(ValueError, match=r"given\[0\]: expected 3 rows as n, got 12"):
+        vae.sample(3, y)
 
 
 def test_a_likelihood_starts_at_the_mean_of_the_data_that_have_its_modality() -> None:
@@ -521,6 +523,8 @@ def test_sizes_and_absent_data() -> None:
         vae.sample(0)
     with pytest.raises(ValueError, match="num_particles: expected an integer of at least 1"):
         vae.reconstruct(x, num_particles=0)
+    with pytest.raises(ValueError, match=r"modality: expected one of \['a', 'b'\], got 'sound'"):
+        vae.decode("sound", torch.zeros(2, D))
 
 
 def test_parts_that_do_not_go_together_are_refused() -> None:
