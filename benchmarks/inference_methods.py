@@ -14,9 +14,7 @@ means over the data:
 - of these nats, the approximation gap (the best q of the family) and the rest, which for an encoder is the
   amortization gap (Cremer et al. 2018).
 
-A second table has the draws that log (1/K) sum_k w_k needs, K a power of two, until its root mean square error over
-repetitions and data is at most 0.1 nats, with draws from the prior and from the encoder, against L. Writes
-inference_methods.json and inference_methods.md.
+Writes inference_methods.json and inference_methods.md.
 """
 
 from __future__ import annotations
@@ -40,17 +38,16 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import pyro_vae as pv
 
-DATA_DIM, TOLERANCE, REPETITIONS = 20, 0.1, 50
+DATA_DIM = 20
 
 
 class Problem(NamedTuple):
-    """A linear-Gaussian model, data, new data, and how long methods may take."""
+    """A linear-Gaussian model, data, new data, and the steps of an optimization."""
 
     ppca: pv.ProbabilisticPCA
     x: Tensor  # (N, d)
     new: Tensor  # (N, d), on which no encoder was trained
     steps: int
-    draws: int
 
     @property
     def latent_dim(self) -> int:
@@ -73,7 +70,7 @@ def problem(latent_dim: int, args: argparse.Namespace) -> Problem:
     ppca = pv.ProbabilisticPCA.fit(x[: args.data], latent_dim).requires_grad_(False)
     weight = ppca.likelihood.network.weight
     weight.copy_(weight @ torch.linalg.qr(torch.randn(latent_dim, latent_dim))[0])
-    return Problem(ppca, x[: args.data], x[args.data :], args.steps, args.draws)
+    return Problem(ppca, x[: args.data], x[args.data :], args.steps)
 
 
 def train(p: Problem, guide: Callable[..., Any], objective: Any, learning_rate: float = 0.02) -> None:
@@ -132,7 +129,7 @@ def auto_normal(p: Problem) -> Found:
 
 
 def auto_multivariate_normal(p: Problem) -> Found:
-    """Return what Pyro's guide finds, with one covariance over z of all data: of a few data, as it has (N L)^2 entries."""
+    """Return what Pyro's guide finds: one covariance over z of all data, (N L, N L)."""
     guide = AutoMultivariateNormal(p.ppca.model, init_scale=1.0)
     train(p, guide, pv.TraceSTL_ELBO(), 0.01)
     joint = guide.get_posterior()
@@ -160,18 +157,18 @@ def coordinate_ascent(p: Problem) -> Found:
 
 
 @torch.no_grad()
-def importance_resampling(p: Problem, vae: pv.VAE) -> Found:
+def importance_resampling(p: Problem, vae: pv.VAE, draws: int) -> Found:
     """Return the moments of draws from the encoder, drawn again with probabilities proportional to their weights."""
     q = vae.encode(p.x)
-    z = q.sample((p.draws,))  # (K, N, L)
+    z = q.sample((draws,))  # (K, N, L)
     log_w = vae.prior().log_prob(z) + vae.decode(z).log_prob(p.x) - q.log_prob(z)
-    chosen = dist.Categorical(logits=log_w.T).sample((p.draws,))  # (K, N)
+    chosen = dist.Categorical(logits=log_w.T).sample((draws,))  # (K, N)
     return moments_of_draws(z.gather(0, chosen[..., None].expand_as(z)))
 
 
-def nuts(p: Problem) -> Found:
+def nuts(p: Problem, draws: int) -> Found:
     """Return the moments of the draws of NUTS, of z of all data at once."""
-    mcmc = MCMC(NUTS(p.ppca.model), num_samples=p.draws, warmup_steps=p.draws // 2, disable_progbar=True)
+    mcmc = MCMC(NUTS(p.ppca.model), num_samples=draws, warmup_steps=draws // 2, disable_progbar=True)
     mcmc.run(p.x)
     return moments_of_draws(mcmc.get_samples()["z"])
 
@@ -182,7 +179,7 @@ def moments_of_draws(z: Tensor) -> Found:
     return Found(z.mean(0), torch.einsum("kni,knj->nij", centered, centered) / (len(z) - 1))
 
 
-# The tables.
+# The table.
 
 
 def errors(p: Problem, x: Tensor, found: Found, diagonal: bool) -> dict[str, float]:
@@ -208,8 +205,8 @@ def errors(p: Problem, x: Tensor, found: Found, diagonal: bool) -> dict[str, flo
     }
 
 
-def methods(p: Problem) -> list[dict[str, Any]]:
-    """Return the rows of the first table."""
+def methods(p: Problem, draws: int) -> list[dict[str, Any]]:
+    """Return the rows of the table."""
     rows: list[dict[str, Any]] = []
 
     def row(name: str, family: str, run: Callable[[], Any], x: Tensor = p.x) -> Any:
@@ -231,7 +228,9 @@ def methods(p: Problem) -> list[dict[str, Any]]:
         row("encoder, new data", family, lambda vae=vae: vae, p.new)
         row("encoder, then `refine`, new data", family, lambda vae=vae: pv.refine(vae.model, vae.guide, p.new), p.new)
         if family == "diagonal":
-            row("importance resampling, from the encoder", "draws", lambda vae=vae: importance_resampling(p, vae))
+            row(
+                "importance resampling, from the encoder", "draws", lambda vae=vae: importance_resampling(p, vae, draws)
+            )
     row("parameters per datum", "diagonal", lambda: per_datum(p, "diagonal"))
     row("parameters per datum", "full", lambda: per_datum(p, "full"))
     row("`AutoNormal`", "diagonal", lambda: auto_normal(p))
@@ -242,106 +241,37 @@ def methods(p: Problem) -> list[dict[str, Any]]:
     row("score function", "diagonal", lambda: per_datum(p, "score", TraceGraph_ELBO()))
     average = {"use_decaying_avg_baseline": True, "baseline_beta": 0.9}
     row("score function, baseline", "diagonal", lambda: per_datum(p, "score", TraceGraph_ELBO(), baseline=average))
-    row("NUTS", "draws", lambda: nuts(p))
+    row("NUTS", "draws", lambda: nuts(p, draws))
     return rows
 
 
-def log_second_moment(posterior: Any, q: Any) -> Tensor:
-    """Return log E_q[(w / p(x))^2] of each datum, for normal distributions; infinite where q's tails are too light."""
-    precision, other = posterior.precision_matrix, q.precision_matrix
-    both = 2 * precision - other
-    linear = 2 * (precision @ posterior.mean[..., None]) - other @ q.mean[..., None]
-
-    def log_constant(matrix: Tensor, vector: Tensor) -> Tensor:  # of exp(vector . z - z . matrix z / 2)
-        return (vector * torch.linalg.solve(matrix, vector)).sum((-2, -1)) / 2 - torch.logdet(matrix) / 2
-
-    constants = [
-        log_constant(matrix, matrix @ of.mean[..., None]) for matrix, of in ((precision, posterior), (other, q))
-    ]
-    log_moment = log_constant(both, linear) - 2 * constants[0] + constants[1]
-    finite = torch.linalg.eigvalsh(both).min(-1).values > 0
-    return log_moment.where(finite, torch.inf)
-
-
-@torch.no_grad()
-def draws_needed(
-    model: Callable[..., Any], guide: Callable[..., Any], x: Tensor, log_px: Tensor, most: int
-) -> int | None:
-    """Return the least power of two of draws whose root mean square error is within the tolerance; None above most."""
-    draws = 1
-    while draws <= most:
-        repetitions = [pv.iwae(pv.log_weights(model, guide, x, num_particles=draws)) for _ in range(REPETITIONS)]
-        if (torch.stack(repetitions) - log_px).square().mean().sqrt() <= TOLERANCE:
-            return draws
-        draws *= 2
-    return None
-
-
-def draws(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the rows of the second table."""
-    rows = []
-    for latent_dim in args.latent_dims:
-        p = problem(latent_dim, args)
-        pyro.clear_param_store()
-        vae = encoder(p)
-        x = p.new[:10]
-        exact, log_px = p.ppca.encode(x), p.ppca.log_likelihood(x)
-
-        def from_the_prior(x: Tensor, prior: Any = p.ppca.prior) -> None:
-            with pyro.plate("data", len(x)):
-                pyro.sample("z", prior())
-
-        row: dict[str, Any] = {"latent_dim": latent_dim}
-        for name, guide in (("prior", from_the_prior), ("encoder", vae.guide)):
-            found = moments(guide, x)
-            q = dist.MultivariateNormal(found.mean, found.covariance)
-            row[name] = draws_needed(vae.model, guide, x, log_px, args.most_draws)
-            row[f"{name}_formula"] = (log_second_moment(exact, q).exp() - 1).mean().item() / TOLERANCE**2
-        print(row, flush=True)
-        rows.append(row)
-    return rows
-
-
-def tables(rows: list[dict[str, Any]], needed: list[dict[str, Any]], most: int) -> str:
-    """Return both tables."""
-    lines = [
-        "| method | q | mean | covariance | nats lost | approximation | rest | gain | s |",
-        "|---|---|" + "---:|" * 7,
-    ]
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the table."""
+    head = ("method", "q", "mean", "covariance", "nats lost", "approximation", "rest", "gain", "s")
+    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * 7]
     for row in rows:
         figures = [f"{row[name]:.3f}" for name in ("mean", "covariance", "nats", "approximation", "rest")]
         gain = "" if row["gain"] is None else f"{row['gain']:.3f}"
         lines.append(f"| {row['method']} | {row['family']} | {' | '.join(figures)} | {gain} | {row['seconds']:.1f} |")
-    lines += ["", "| L | from the prior | by formula | from the encoder | by formula |", "|" + "---:|" * 5]
-    for row in needed:
-        cells = []
-        for name in ("prior", "encoder"):
-            cells += [f"above {most:,}" if row[name] is None else f"{row[name]:,}", f"{row[f'{name}_formula']:,.3g}"]
-        lines.append(f"| {row['latent_dim']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Measure, and write both tables."""
+    """Measure, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--data", type=int, default=200)
-    parser.add_argument("--latent-dim", type=int, default=4, help="of the first table")
-    parser.add_argument("--latent-dims", type=int, nargs="*", default=[1, 2, 4, 8, 16], help="of the second table")
+    parser.add_argument("--latent-dim", type=int, default=4)
     parser.add_argument("--steps", type=int, default=1500, help="of each optimization")
     parser.add_argument("--draws", type=int, default=1000, help="of NUTS, after half as many, and of resampling")
-    parser.add_argument("--most-draws", type=int, default=2**16, help="in the second table")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     pyro.set_rng_seed(args.seed)
-    rows = methods(problem(args.latent_dim, args)) if args.latent_dim else []
-    needed = draws(args)
-    (args.output_dir / "inference_methods.json").write_text(
-        json.dumps({"methods": rows, "draws": needed}, indent=1) + "\n"
-    )
-    (args.output_dir / "inference_methods.md").write_text(tables(rows, needed, args.most_draws))
-    print(tables(rows, needed, args.most_draws))
+    rows = methods(problem(args.latent_dim, args), args.draws)
+    (args.output_dir / "inference_methods.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (args.output_dir / "inference_methods.md").write_text(table(rows))
+    print(table(rows))
 
 
 if __name__ == "__main__":
