@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     x, labels = pv.data.to_float(images.train_images[:size]), images.train_labels[:size]
     train, validation = pv.data.split(x, sizes=(size - size // 10, size // 10), seed=args.seed)
     test = pv.data.to_float(images.test_images[:size])
-    d, k, hidden = x.shape[1], args.latent_dim, (64,) if args.smoke else (500, 500)
+    d, k, hidden = x.shape[1], args.latent_dim, args.hidden_dims
 
     ppca = pv.ProbabilisticPCA.fit(train, k)
     linear = pv.VAE(pv.StandardNormalPrior(k), normal(nn.Linear(k, d)), pv.DiagonalNormalPosterior(nn.Linear(d, 2 * k)))
@@ -141,6 +141,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Flags."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--latent-dim", type=int, default=16)
+    parser.add_argument("--hidden-dims", type=int, nargs="*", default=[500, 500])
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="the largest of one cycle")
     parser.add_argument("--test-particles", type=int, default=200)
@@ -152,7 +153,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="seconds, to see that it runs")
     args = parser.parse_args(argv)
     if args.smoke:
-        args.epochs, args.test_particles, args.latent_dim = min(args.epochs, 2), 10, min(args.latent_dim, 4)
+        args.epochs, args.test_particles, args.latent_dim, args.hidden_dims = min(args.epochs, 2), 10, 4, [64]
     args.output_dir.mkdir(parents=True, exist_ok=True)
     return args
 
