@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         metrics["squared error"][name] = (model.reconstruct(test) - test).square().sum(-1).mean().item()
 
     n = len(test)
-    samples = {"test images": test, "PPCA": ppca.sample(n, mean=True)}
+    samples = {"PPCA": ppca.sample(n, mean=True)}
     samples |= samples_of_autoencoder(autoencoder, train, validation, n)
     samples["VAE"] = vae.sample(n, mean=True)
     vae.prior = pv.fit_prior(vae, train, validation)
@@ -76,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     for title, figures in metrics.items():
         print(title, *(f"    {name:36s}{value:10.2f}" for name, value in figures.items()), sep="\n")
     (args.output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    picture(samples, images.image_shape).savefig(args.output_dir / "samples.png", dpi=100, bbox_inches="tight")
+    picture({"test images": test} | samples, images.image_shape).savefig(
+        args.output_dir / "samples.png", dpi=100, bbox_inches="tight"
+    )
     return metrics
 
 
