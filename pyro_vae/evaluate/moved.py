@@ -72,6 +72,13 @@ class Moved(dist.TorchDistribution):
         moved: Tensor = self.original.variance * (2 * self.log_scale).exp()
         return moved
 
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """Of the moved distribution, where the original is a vector that has one."""
+        factor = self.log_scale.exp()
+        moved: Tensor = self.original.covariance_matrix * factor[..., None] * factor[..., None, :]
+        return moved
+
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Moved:
         """Return the distribution with this batch shape."""
         return Moved(self.original.expand(torch.Size(batch_shape)), self.shift, self.log_scale, self.path)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from .._checks import require_positive_number
-from .torch_optimizer import make_fused, plain_state, require_options
+from .torch_optimizer import is_average, make_fused, plain_state, require_options
 
 OptimArgs = dict[str, Any] | Callable[..., dict[str, Any]]
 
@@ -87,7 +87,7 @@ class FusedOptim(PyroOptim):
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         """One step on ``params``, from their ``.grad``; parameters not seen before are taken in first."""
-        params = list(params)
+        params = [p for p in params if p in self._names or not is_average(p)]
         self.register(params)
         if self.optimizer is None:  # a program without parameters
             return

@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["make_fused", "plain_state", "require_options"]
+__all__ = ["is_average", "make_fused", "plain_state", "require_options"]
 
 _PLAIN = (bool, int, float, str, type(None), Tensor)
 
@@ -24,6 +25,12 @@ def make_fused(make: Any, groups: list[dict[str, Any]]) -> Optimizer:
         except (RuntimeError, ValueError):  # this device or dtype has no fused kernel
             pass
     return make(groups)
+
+
+def is_average(p: Tensor) -> bool:
+    """Return whether this is Pyro's decaying average of a cost: in the store, but a new tensor after each step."""
+    name = pyro.get_param_store().param_name(p)
+    return name is not None and name.startswith("__baseline_avg_downstream_cost_")
 
 
 def plain_state(value: Any) -> Any:

@@ -73,6 +73,15 @@ def test_nothing_is_gained_at_the_exact_posterior(linear_gaussian):
     )
 
 
+def test_the_covariance_of_a_moved_distribution_is_that_of_its_draws():
+    pyro.set_rng_seed(0)
+    original = dist.MultivariateNormal(torch.ones(2), torch.tensor([[2.0, 0.9], [0.9, 1.0]]))
+    moved = Moved(original, torch.tensor([1.0, -2.0]), torch.tensor([0.5, -0.5]))
+    draws = moved.sample((100_000,))
+    torch.testing.assert_close(draws.T.cov(), moved.covariance_matrix, rtol=0.02, atol=0.01)
+    torch.testing.assert_close(moved.covariance_matrix.diagonal(), moved.variance)
+
+
 @pytest.mark.slow
 def test_the_guide_finds_its_data_in_any_order_and_batches(binary_data, make_vae):
     vae = make_vae()

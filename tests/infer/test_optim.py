@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO
 from torch import Tensor
 
 from pyro_vae.infer import Adam, FusedOptim
@@ -99,6 +99,29 @@ def test_options_by_name() -> None:
     svi_with(optim).step(X, True)
     assert torch.equal(pyro.param("loc").detach(), torch.tensor([0.0, 1.0]))
     assert pyro.param("late").item() != 2.0
+
+
+def test_a_decaying_average_is_no_parameter() -> None:
+    """Pyro keeps it in the store as a new tensor after each step; each would join the optimizer."""
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            baseline = {"baseline": {"use_decaying_avg_baseline": True}}
+            pyro.sample("y", dist.Bernoulli(logits=pyro.param("logits", torch.zeros(len(x)))), infer=baseline)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(y, 1.0), obs=x)
+
+    optim = Adam({"lr": 0.1}, clip_norm=1.0)
+    svi = SVI(model, guide, optim, TraceGraph_ELBO())
+    for _ in range(3):
+        svi.step(torch.tensor([0.2, 1.0]))
+    assert "__baseline_avg_downstream_cost_y" in pyro.get_param_store()
+    assert optim.optimizer is not None
+    assert [p.shape for group in optim.optimizer.param_groups for p in group["params"]] == [(2,)]
+    assert list(optim.get_state()["params"]) == ["logits"]
 
 
 def test_clear_errors() -> None:
