@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["make_fused", "plain_state", "require_options"]
+__all__ = ["make_fused", "options_for", "plain_state", "require_options"]
 
 _PLAIN = (bool, int, float, str, type(None), Tensor)
 
@@ -24,6 +24,12 @@ def make_fused(make: Any, groups: list[dict[str, Any]]) -> Optimizer:
         except (RuntimeError, ValueError):  # this device or dtype has no fused kernel
             pass
     return make(groups)
+
+
+def options_for(make: Any, options: dict[str, Any], p: Tensor) -> dict[str, Any]:
+    """Return the options of one parameter: torch's fused kernels take real numbers only, and say so at a step."""
+    takes_fused = "fused" in inspect.signature(make).parameters
+    return {**options, "fused": False} if takes_fused and not p.is_floating_point() else options
 
 
 def plain_state(value: Any) -> Any:
