@@ -262,6 +262,20 @@ def test_a_fitted_prior_that_is_no_better_is_not_returned() -> None:
         pv.fit_prior(vae, x, x[:0])
 
 
+def test_fitting_a_prior_leaves_nothing_but_the_prior() -> None:
+    """No gradient, to which the next training step would add; and the VAE's own prior as it was, if that was better."""
+    x = bits(40, 6)
+    vae = vae_with(pv.MixturePrior(D, 3))
+    before = copy.deepcopy(vae.prior.state_dict())
+    for prior in (pv.MixturePrior(D, 3), pv.VampPrior(vae.posterior, x[:4]), vae.prior):
+        new = pv.fit_prior(vae, x[:20], x[20:], prior=prior, epochs=1, learning_rate=5.0)
+        assert new is vae.prior
+        assert all(p.grad is None for p in [*prior.parameters(), *vae.parameters()])
+        assert all(torch.equal(value, before[name]) for name, value in vae.prior.state_dict().items())
+    with pytest.raises(ValueError, match=r"prior: expected a prior with parameters to train, got StandardNormalPrior"):
+        pv.fit_prior(vae, x, x, prior=pv.StandardNormalPrior(D))
+
+
 def test_a_fitted_flow_and_a_conditional_one() -> None:
     torch.manual_seed(0)
     vae = vae_with(pv.StandardNormalPrior(D))

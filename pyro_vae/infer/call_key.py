@@ -19,6 +19,8 @@ from torch import Tensor, nn
 __all__ = ["code_in", "digest", "flatten", "with_tensors"]
 
 _PLAIN = (bool, int, complex, str, bytes, type(None), range, torch.dtype, torch.device, torch.layout, enum.Enum)
+_VALUES = (int, float, complex, str, bytes, tuple, list, dict)
+_BUILT_IN = {bool, *_VALUES}
 # Compared by identity; what they read is watched.
 _CODE = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, nn.Module)
 
@@ -40,12 +42,16 @@ def flatten(value: Any, tensors: list[Tensor], where: str = "args") -> Hashable:
             instance.
     """
     if isinstance(value, Tensor):
-        if value.layout is not torch.strided:
-            raise TypeError(f"{where}: a tensor of layout {value.layout} cannot be an input of a graph.")
+        _require_strides(value, where)
         if isinstance(value, nn.Parameter):  # closed over rather than an input, so that it gets its gradient
             return _Same(value)
         tensors.append(value)
         return (type(value), value.shape, value.stride(), value.dtype, value.device, value.requires_grad)
+    if type(value) not in _BUILT_IN and _has_attributes(value):
+        raise TypeError(
+            f"{where}: a {type(value).__name__} with attributes of its own can be neither an input of a graph nor part "
+            "of its key. Pass its values, or a dataclass of them."
+        )
     if isinstance(value, (tuple, list)):
         return (type(value), *(flatten(part, tensors, f"{where}[{i}]") for i, part in enumerate(value)))
     if isinstance(value, dict):
@@ -111,6 +117,8 @@ def _rebuilt(value: Any, tensors: Iterator[Tensor]) -> Any:
         return type(value)(_rebuilt(part, tensors) for part in value)
     if isinstance(value, dict):
         rebuilt = copy.copy(value)  # keeps a defaultdict's function
+        if getattr(value, "__dict__", None) is value:  # its keys are its attributes
+            rebuilt.__dict__ = rebuilt
         for key, part in value.items():
             rebuilt[key] = _rebuilt(part, tensors)
         return rebuilt
@@ -127,6 +135,26 @@ def _has_fields(value: Any) -> bool:
     if isinstance(value, (types.SimpleNamespace, argparse.Namespace)):
         return True
     return dataclasses.is_dataclass(value) and not isinstance(value, type) and hasattr(value, "__dict__")
+
+
+def _has_attributes(value: Any) -> bool:
+    """Whether a number, a text or a container of a class of the program's own is more than its value."""
+    if not isinstance(value, _VALUES) or isinstance(value, enum.Enum):
+        return False
+    own = getattr(value, "__dict__", None)
+    return bool(own) and own is not value and not dataclasses.is_dataclass(value)
+
+
+def _require_strides(value: Tensor, where: str) -> None:
+    """Refuse a tensor that is not its elements in memory, as strides tell where they are."""
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else f"a tensor of layout {value.layout}"
+        raise TypeError(f"{where}: {kind} cannot be an input of a graph.")
+    if value.is_neg() or value.is_conj():
+        raise TypeError(
+            f"{where}: a view whose elements are negated or conjugated as they are read cannot be an input of a graph. "
+            "Pass x.resolve_neg() or x.resolve_conj()."
+        )
 
 
 def _described(key: Any) -> str:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from .._checks import require_positive_number
-from .torch_optimizer import is_average, make_fused, plain_state, require_options
+from .torch_optimizer import is_average, make_fused, options_for, plain_state, require_options
 
 OptimArgs = dict[str, Any] | Callable[..., dict[str, Any]]
 
@@ -204,7 +204,7 @@ class FusedOptim(PyroOptim):
         return options
 
     def _add(self, p: Tensor) -> None:
-        options = self._options(self._names[p])
+        options = options_for(self.pt_optim_constructor, self._options(self._names[p]), p)
         if self.optimizer is None:
             self.optimizer = make_fused(self.pt_optim_constructor, [{"params": [p], **options}])
         else:

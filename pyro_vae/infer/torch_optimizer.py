@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["is_average", "make_fused", "plain_state", "require_options"]
+__all__ = ["is_average", "make_fused", "options_for", "plain_state", "require_options"]
 
 _PLAIN = (bool, int, float, str, type(None), Tensor)
 
@@ -31,6 +31,12 @@ def is_average(p: Tensor) -> bool:
     """Return whether this is Pyro's decaying average of a cost: in the store, but a new tensor after each step."""
     name = pyro.get_param_store().param_name(p)
     return name is not None and name.startswith("__baseline_avg_downstream_cost_")
+
+
+def options_for(make: Any, options: dict[str, Any], p: Tensor) -> dict[str, Any]:
+    """Return the options of one parameter: torch's fused kernels take real numbers only, and say so at a step."""
+    takes_fused = "fused" in inspect.signature(make).parameters
+    return {**options, "fused": False} if takes_fused and not p.is_floating_point() else options
 
 
 def plain_state(value: Any) -> Any:

@@ -102,6 +102,7 @@ class SemiSupervisedVAE(VAE):
         self.classifier: Any = classifier
         self.num_classes = require_values("num_classes", num_classes)
         probs = require_probs("class_probs", class_probs, self.num_classes)
+        self.class_probs: list[float] = probs.tolist()  # as they were given, by which a resumed run is compared
         self.register_buffer("class_logits", probs.log().to(torch.get_default_dtype()))
 
     def model(

@@ -53,7 +53,8 @@ def fit_prior(
 
     Raises:
         TypeError: the data are not tensors.
-        ValueError: the data are empty, or what is given has another number of rows; an option is out of range.
+        ValueError: ``prior`` has no parameters; the data are empty, or what is given has another number of rows; an
+            option is out of range.
 
     Example:
         >>> import pyro_vae as pv
@@ -81,22 +82,30 @@ def fit_prior(
     old = _mean_log_prob(vae.prior, held_out, validation[1:], batch_size)
     if prior is None:
         prior = MixturePrior(z.shape[-1], 100).to(z)
+    best, state = old, copy.deepcopy(prior.state_dict()) if prior is vae.prior else None
     if isinstance(prior, MixturePrior):
         prior.initialize(z)
-    optimizer = torch.optim.Adam(prior.parameters(), learning_rate)
+    parameters = [p for p in prior.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError(
+            f"prior: expected a prior with parameters to train, got {type(prior).__name__} without. Give "
+            "MixturePrior(latent_dim, 100), for instance."
+        )
+    optimizer = torch.optim.Adam(parameters, learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    best, state = old, None
     for _ in range(epochs):
         with torch.no_grad():
             z = _draws(vae, train, batch_size, 1)[0]
         for rows in torch.randperm(len(z), device=z.device).split(batch_size):
             optimizer.zero_grad()
-            (-prior(*(value[rows] for value in train[1:])).log_prob(z[rows]).mean()).backward()
+            loss = -prior(*(value[rows] for value in train[1:])).log_prob(z[rows]).mean()
+            loss.backward(inputs=parameters)  # and not those of the posterior, which a VampPrior evaluates
             optimizer.step()
         schedule.step()
         new = _mean_log_prob(prior, held_out, validation[1:], batch_size)
         if new > best:
             best, state = new, copy.deepcopy(prior.state_dict())
+    optimizer.zero_grad()  # the next training step would add to what is left
     if state is None:
         old_prior: Callable[..., Any] = vae.prior
         return old_prior

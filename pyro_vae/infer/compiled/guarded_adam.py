@@ -49,11 +49,7 @@ class GuardedAdam:
     @staticmethod
     def fits(optim: Any, params: list[Tensor]) -> bool:
         """Whether these parameters can be updated here, with this optimizer as it is."""
-        if (
-            not isinstance(optim, FusedOptim)
-            or optim.optimizer is None
-            or len({(p.device, p.dtype) for p in params}) != 1
-        ):
+        if not isinstance(optim, FusedOptim) or optim.optimizer is None or not _one_kernel(optim, params):
             return False
         if type(optim.optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or _has_hooks(optim.optimizer):
             return False
@@ -117,6 +113,16 @@ def _has_hooks(optimizer: torch.optim.Optimizer) -> bool:
 _STATE = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
+def _one_kernel(optim: FusedOptim, tensors: list[Tensor]) -> bool:
+    """Whether one call of torch's kernel can update parameters like these: real ones, of one dtype on one device.
+
+    The kernel scales gradients by a float32 number, which is too coarse for float64.
+    """
+    kinds = {(t.device, t.dtype) for t in tensors}
+    scaled = optim.clip_norm is not None
+    return len(kinds) == 1 and all(d.is_floating_point and not (scaled and d is torch.float64) for _, d in kinds)
+
+
 def flags(optim: Any, grads: list[Tensor], ok: Tensor) -> list[Tensor]:
     """Return what the kernel is to know of the gradients, as operations for the graph that computes them.
 
@@ -126,6 +132,8 @@ def flags(optim: Any, grads: list[Tensor], ok: Tensor) -> list[Tensor]:
         None where the optimizer is of another kind.
     """
     if not isinstance(optim, FusedOptim) or optim.pt_optim_constructor not in (torch.optim.Adam, torch.optim.AdamW):
+        return []
+    if not _one_kernel(optim, grads):
         return []
     count, skip = ok.float(), (~ok).float()
     if optim.clip_norm is None:

@@ -89,7 +89,8 @@ def describe_model(run: Run) -> dict[str, Any]:
             "device": ", ".join(devices),
             "modules": _modules(run.modules),
             "parameter": {name: [list(value.shape), str(value.dtype)] for name, value in run.parameters.items()},
-            "optimizer.scheduler": [_described(s, _OF_A_SCHEDULER) for s in _first(schedulers(run.svi.optim))],
+            "optimizer.scheduler": [_scheduler(s) for s in _first(schedulers(run.svi.optim))],
+            "optimizer.of_parameter": _options_by_name(run.svi.optim, run.parameters),
         }
     )
 
@@ -114,7 +115,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[s
     for name in now:
         # A parameter, a module or an attribute of one that only one of them has may appear later: parameters are
         # compared again when they are set.
-        both = name in ("parameter", "modules")
+        both = name in ("parameter", "modules", "optimizer.of_parameter")
         for path, old, new in _compare(name, then.get(name), now[name], both):
             line = f"{path}: {_short(old)} in the checkpoint, {_short(new)} now"
             (mild if path.startswith(harmless) else serious).append(line)
@@ -186,6 +187,20 @@ def _optimizer(optim: Any) -> dict[str, Any]:
     }
     schedule = getattr(optim, "pt_scheduler_args", None)  # of Pyro's schedulers
     return found if schedule is None else {**found, "schedule": {k: _option(v) for k, v in schedule.items()}}
+
+
+def _options_by_name(optim: Any, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The options that a function of the parameters' names gives."""
+    if not callable(getattr(optim, "pt_optim_args", None)):
+        return {}
+    options = {name: optim._get_optim_args(value) for name, value in parameters.items()}
+    return {name: {key: _option(value) for key, value in of_one.items()} for name, of_one in options.items()}
+
+
+def _scheduler(scheduler: Any) -> dict[str, Any]:
+    lambdas = getattr(scheduler, "lr_lambdas", None)
+    found = _described(scheduler, _OF_A_SCHEDULER)
+    return found if lambdas is None else {**found, "lr_lambdas": [_values(function) for function in lambdas]}
 
 
 def _option(value: Any) -> Any:

@@ -263,6 +263,64 @@ def statistics_alone(make: Any) -> Any:
     return norm.running_mean.tolist(), int(norm.num_batches_tracked)
 
 
+class Attributes(dict):  # type: ignore[type-arg]
+    """The usual way to read ``batch.x`` for ``batch["x"]``."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        self.__dict__ = self
+
+
+def a_dictionary_whose_keys_are_attributes(make: Any) -> Any:
+    svi = make(lambda b: model(b.x, w=b["w"]), lambda b: guide(b.x), optimizer(), Trace_ELBO())
+    return [svi.step(Attributes(x=X + i, w=torch.tensor(0.1 * i))) for i in range(6)]
+
+
+class Setting(float):
+    """A number with a further one."""
+
+
+def attributes_of_a_number(make: Any) -> Any:
+    svi, found = make(lambda x, s: model(x, s=s.s), lambda x, s: guide(x), optimizer(), Trace_ELBO()), []
+    for i in range(20):
+        setting = Setting(1.0)
+        setting.s = 1.0 + (i > 9)  # type: ignore[attr-defined]
+        found.append(svi.step(X, setting))
+    return found
+
+
+def a_conjugate_view(make: Any) -> Any:
+    z = torch.complex(X, X + 1)
+    svi = make(lambda z: model(z.imag), lambda z: guide(z.imag), optimizer(), Trace_ELBO())
+    return [svi.step(z.conj() if i % 2 else z) for i in range(10)]
+
+
+def a_nested_tensor(make: Any) -> Any:
+    parts = torch.nested.nested_tensor([X[:5], X[5:]])
+    svi = make(lambda t: model(torch.cat(t.unbind())), lambda t: guide(X), optimizer(), Trace_ELBO())
+    return [svi.step(parts) for _ in range(4)]
+
+
+def parameters_of_dtype(*dtypes: torch.dtype, optim: Any = optimizer) -> Any:
+    """A probe whose parameters have these dtypes."""
+
+    def probe(make: Any) -> Any:
+        def shifted(x: Tensor) -> None:
+            shift = sum(pyro.param(f"p{i}", torch.full((2,), 3, dtype=d)).abs().sum() for i, d in enumerate(dtypes))
+            with pyro.plate("d", len(x)):
+                pyro.sample("x", dist.Normal(shift.to(x.dtype), 1.0), obs=x[:, 0])
+
+        losses = steps(make(shifted, lambda x: None, optim(), Trace_ELBO()), 8)
+        return losses, [pyro.param(f"p{i}").tolist() for i in range(len(dtypes))]
+
+    probe.__name__ = "_".join(["parameters_of", *(str(dtype).removeprefix("torch.") for dtype in dtypes)])
+    return probe
+
+
+def clipping() -> Any:
+    return pv.Adam({"lr": 1e-2}, clip_norm=0.5)
+
+
 PROBES = [
     own_optimizer,
     an_optimizer_with_a_call_of_its_own,
@@ -283,6 +341,13 @@ PROBES = [
     models_made_anew,
     conditioned_data_replaced,
     statistics_alone,
+    a_dictionary_whose_keys_are_attributes,
+    attributes_of_a_number,
+    a_conjugate_view,
+    a_nested_tensor,
+    parameters_of_dtype(torch.complex64, optim=clipping),
+    parameters_of_dtype(torch.float32, torch.complex64, optim=lambda: pv.FusedOptim(torch.optim.SGD, {"lr": 1e-3})),
+    parameters_of_dtype(torch.float64, optim=clipping),
 ]
 
 

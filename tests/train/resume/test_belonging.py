@@ -11,10 +11,10 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from tiny import images, make, parameters_of, same
 from torch import nn
-from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
+from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, OneCycleLR
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
@@ -133,6 +133,48 @@ OTHER: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "size": (lambda: {"size": 20}, "size: none in the checkpoint, 20 now"),
     "transform": (lambda: {"transform": logit}, "transform: none in the checkpoint, 'logit' now"),
 }
+
+
+@pytest.mark.parametrize("optimizer", [Adam, pyro.optim.Adam])
+def test_options_by_name_are_compared_by_their_values(optimizer: Any, tmp_path: Path) -> None:
+    """Two functions of one name: a lambda in one place, say."""
+
+    def slower(rate: float) -> Any:
+        return optimizer(lambda name: {"lr": rate if name.endswith("bias") else 1e-2})
+
+    run(tmp_path, svi=svi_of(optim=slower(1e-3)))
+    with pytest.raises(ValueError, match=r"optimizer.of_parameter.*bias.lr: 0.001 in the checkpoint, 0.002 now"):
+        run(tmp_path, svi=svi_of(optim=slower(2e-3)))
+    run(tmp_path, svi=svi_of(optim=slower(1e-3)))
+
+
+def test_functions_of_a_scheduler_are_compared_by_their_values(tmp_path: Path) -> None:
+    def falling(factor: float) -> Any:
+        return Adam({"lr": 1e-2}, scheduler=lambda o: LambdaLR(o, lambda step: factor**step))
+
+    run(tmp_path, svi=svi_of(optim=falling(0.9)))
+    with pytest.raises(ValueError, match=r"optimizer.scheduler: .*lr_lambdas"):
+        run(tmp_path, svi=svi_of(optim=falling(0.8)))
+    run(tmp_path, svi=svi_of(optim=falling(0.9)))
+
+
+def test_class_probs_are_an_option(tmp_path: Path) -> None:
+    """They are kept in a buffer, which a resume would set to the checkpoint's."""
+
+    def labelled(probs: Any) -> Any:
+        parts = (pv.BernoulliLikelihood(pv.MLP(4, 6, (8,))), pv.DiagonalNormalPosterior(pv.MLP(8, 4, (8,))))
+        model = pv.SemiSupervisedVAE(
+            pv.StandardNormalPrior(2),
+            *map(pv.Conditional, parts),
+            pv.MLP(6, 2, (8,)),
+            num_classes=2,
+            class_probs=probs,
+        )
+        return svi_of(model, loss=TraceEnum_ELBO(max_plate_nesting=1))
+
+    run(tmp_path, svi=labelled([0.5, 0.5]))
+    with pytest.raises(ValueError, match=r"modules.0.class_probs: \[0.5, 0.5\] in the checkpoint, \[0.2, 0.8\] now"):
+        run(tmp_path, svi=labelled([0.2, 0.8]))
 
 
 @pytest.mark.parametrize("what", OTHER)
