@@ -41,6 +41,11 @@ def kind(likelihood: pv.Bayesian) -> Any:
     return lambda model: AutoNormal(model, init_loc_fn=likelihood.init_to_parameters, init_scale=0.1)
 
 
+def parameters(vae: pv.VAE, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the likelihood takes, from a guide's draws."""
+    return poutine.condition(vae.likelihood.sample_parameters, data=draws)()
+
+
 def regression(z: Tensor, x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """The exact p(slope, bias | z, x): means (2, D) and covariance (2, 2), the same for each of the D elements."""
     inputs = torch.cat([z, torch.ones_like(z)], 1).double()
@@ -63,19 +68,13 @@ def test_given_z_the_posterior_is_that_of_linear_regression_also_away_from_the_d
     with torch.no_grad():
         draws = [guide.global_guide(x) for _ in range(500)]
         points = torch.tensor([0.0, 1.0, 4.0])
-        means = torch.stack([vae.decode(points[:, None], as_parameters(vae, w)).mean for w in draws])
+        means = torch.stack([vae.decode(points[:, None], parameters(vae, draw)).mean for draw in draws])
     mean, covariance = regression(z, x, scale)
     inputs = torch.stack([points, torch.ones(3)], 1).double()
     exact = (inputs @ covariance * inputs).sum(1).sqrt()
     assert exact[2] > 4 * exact[0]
     torch.testing.assert_close(means.std(0).double(), exact[:, None].expand(3, D), rtol=0.12, atol=0)
     assert ((means.mean(0) - inputs @ mean) / exact[:, None]).abs().max() < 0.2
-
-
-def as_parameters(vae: pv.VAE, draws: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The draws of a guide, by the parameters' names."""
-    prefix = f"{vae.likelihood.name}."
-    return {name.removeprefix(prefix): value for name, value in draws.items() if name.startswith(prefix)}
 
 
 def small_network(prior_scale: float) -> tuple[pv.VAE, Any]:
@@ -92,18 +91,18 @@ def small_network(prior_scale: float) -> tuple[pv.VAE, Any]:
 
 @pytest.mark.slow
 def test_weights_and_z_agree_with_nuts() -> None:
-    _, x = data(40)
+    """q(w) q(z|x), fully factorised, where the posterior correlates little."""
+    _, x = data(20)
     vae, model = small_network(prior_scale=0.3)
     guide = pv.AutoGlobalGuide(model, vae.guide, kind(vae.likelihood))
-    optim = pv.Adam({"lr": 0.02}, scheduler=lambda adam: torch.optim.lr_scheduler.ExponentialLR(adam, 0.9985))
+    optim = pv.Adam({"lr": 0.03}, scheduler=lambda adam: torch.optim.lr_scheduler.ExponentialLR(adam, 0.997))
     svi = pv.CompiledSVI(model, guide, optim, pv.TraceSTL_ELBO(), compile="graph")
-    pv.fit(svi, [x], epochs=3000, size=len(x), progress=False)
+    for _ in range(1500):
+        svi.step(x)
     with torch.no_grad():
-        draws = [{**guide.global_guide(x), "z": vae.guide(x)} for _ in range(2000)]
-    mcmc = MCMC(
-        NUTS(model, init_strategy=vae.likelihood.init_to_parameters), num_samples=500, warmup_steps=300,
-        disable_progbar=True,
-    )  # fmt: skip
+        draws = [{**guide.global_guide(x), "z": vae.guide(x)} for _ in range(1000)]
+    kernel = NUTS(model, init_strategy=vae.likelihood.init_to_parameters, max_tree_depth=5)
+    mcmc = MCMC(kernel, num_samples=400, warmup_steps=200, disable_progbar=True)
     mcmc.run(x)
     for name, truth in mcmc.get_samples().items():
         ours = torch.stack([draw[name] for draw in draws])
@@ -160,18 +159,23 @@ def test_a_run_is_resumed_exactly(tmp_path: Any) -> None:
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
-def test_bounds_given_each_draw_of_the_weights() -> None:
+def test_bounds_given_a_draw_of_the_weights() -> None:
     _, x = data()
+    pyro.set_rng_seed(0)
     vae, model = linear_parts()
     guide = pv.AutoGlobalGuide(model, vae.guide)
-    guide(x)
-    w = guide.global_guide(x)
-    with torch.no_grad():
-        found = pv.bounds(poutine.condition(model, w), vae.guide, x, num_particles=3000).iwae
-    weight, bias = w["likelihood.network.weight"], w["likelihood.network.bias"]
-    exact = dist.MultivariateNormal(bias, weight @ weight.T + NOISE**2 * torch.eye(D)).log_prob(x)
-    torch.testing.assert_close(found, exact.detach(), rtol=0, atol=0.15)
-    with pytest.raises(ValueError, match="likelihood.network"):
+    draws = guide(x)
+    w = parameters(vae, draws)
+    weight, bias = w["network.weight"], w["network.bias"]
+    exact = dist.MultivariateNormal(bias, weight @ weight.T + NOISE**2 * torch.eye(D)).log_prob(x).mean().item()
+    bounds = [
+        pv.bounds(lambda x: vae.model(x, w), vae.guide, x, num_particles=3000),
+        pv.bounds(poutine.condition(model, draws), vae.guide, x, num_particles=3000),  # the same, slower
+    ]
+    for found in bounds:
+        assert found.iwae.mean().item() == pytest.approx(exact, abs=0.02)
+        assert found.elbo.mean().item() < exact - 0.1
+    with pytest.raises(ValueError, match=r"likelihood\.network"):
         pv.log_weights(model, guide, x)
 
 
