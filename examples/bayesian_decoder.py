@@ -17,13 +17,12 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         pyro.set_rng_seed(args.seed)
         pyro.clear_param_store()
         started = time.perf_counter()
-        vae, draw = fit(args, method, train, valid)
+        vae, draw = fit(args, method, train, valid, images.image_shape)
         seconds = time.perf_counter() - started
         draws = [draw() for _ in range(args.draws if method == "Bayesian" else 1)]
         log_p = torch.stack([bound(vae, w, test, args.particles * args.draws // len(draws)) for w in draws])
@@ -66,26 +65,28 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     return metrics
 
 
-def fit(args: argparse.Namespace, method: str, train: Tensor, valid: Tensor) -> tuple[pv.VAE, Callable[[], object]]:
+def fit(
+    args: argparse.Namespace, method: str, train: Tensor, valid: Tensor, shape: tuple[int, int]
+) -> tuple[pv.VAE, Callable[[], object]]:
     """Train the VAE, and return it with a function that gives the decoder's weights: None, or a draw of q(w)."""
     point, stopped = method.startswith("point"), method.endswith("stopped")
-    latent, pixels, hidden = args.latent_dim, train.shape[1], (args.hidden,)
-    likelihood = pv.BernoulliLikelihood(pv.MLP(latent, pixels, hidden_dims=hidden))
+    likelihood = pv.BernoulliLikelihood(decoder(args.latent_dim, shape))
     likelihood.initialize_output_bias(train)
     if not point:
-        likelihood = pv.Bayesian(likelihood, prior=prior)
-    encoder = nn.Sequential(nn.Dropout(args.dropout), pv.MLP(pixels, 2 * latent, hidden_dims=hidden))
+        likelihood = pv.Bayesian(likelihood, scale=args.scale)
+    latent, pixels = args.latent_dim, train.shape[1]
+    encoder = nn.Sequential(nn.Dropout(args.dropout), pv.MLP(pixels, 2 * latent, hidden_dims=(200,)))
     vae = pv.VAE(pv.StandardNormalPrior(latent), likelihood, pv.DiagonalNormalPosterior(encoder))
     model, guide = vae.model, vae.guide
     if not point:
         model = pv.with_globals(vae.model, likelihood.sample_parameters)
-        kind = functools.partial(AutoNormal, init_scale=0.1) if method == "Bayesian" else AutoDelta
+        kind = functools.partial(AutoNormal, init_scale=0.05) if method == "Bayesian" else AutoDelta
         guide = pv.AutoGlobalGuide(model, vae.guide, lambda m: kind(m, init_loc_fn=likelihood.init_to_parameters))
     batches = pv.data.Batches(train, batch_size=100, shuffle=True, seed=args.seed)
     steps = args.epochs * len(batches)
-    optimizer = pv.Adam({"lr": 5e-3}, scheduler=lambda adam: LambdaLR(adam, lambda t: min(1.0, 2.02 - 2 * t / steps)))
+    optimizer = pv.Adam({"lr": 4e-3}, scheduler=lambda adam: LambdaLR(adam, lambda t: min(1.0, 2.02 - 2 * t / steps)))
     objective = TraceMeanField_ELBO() if method == "Bayesian" else Trace_ELBO()
-    svi = pv.CompiledSVI(model, guide, optimizer, objective, compile="graph" if args.smoke else True)
+    svi = pv.CompiledSVI(model, guide, optimizer, objective, compile="graph")
     options = {"validation": [valid], "callbacks": [pv.EarlyStopping(patience=20)]} if stopped else {}
     pv.fit(svi, batches, epochs=args.epochs, size=len(train), progress=False, **options)
     vae.eval()
@@ -97,12 +98,15 @@ def fit(args: argparse.Namespace, method: str, train: Tensor, valid: Tensor) -> 
     return vae, draw
 
 
-def prior(name: str, value: Tensor) -> dist.TorchDistribution:
-    """Normal; the weights of a unit with n inputs have the scale 1 / sqrt(n), those of the output 10 / sqrt(n)."""
-    if value.ndim == 1:
-        return dist.Normal(value, 3.0).to_event(1)
-    scale = (10.0 if len(value) in (784, 64) else 1.0) / math.sqrt(value.shape[1])
-    return dist.Normal(torch.zeros_like(value), scale).to_event(2)
+def decoder(latent_dim: int, shape: tuple[int, int]) -> nn.Module:
+    """Logits at half the resolution, interpolated: few enough weights that 500 images say something about each."""
+    coarse = (shape[0] // 2, shape[1] // 2)
+    pixels = coarse[0] * coarse[1]
+    grid = torch.eye(pixels).unflatten(1, (1, *coarse))
+    interpolation = nn.Linear(pixels, shape[0] * shape[1])
+    interpolation.weight.data = nn.functional.interpolate(grid, size=shape, mode="bilinear").flatten(1).T.contiguous()
+    interpolation.weight.requires_grad_(False)  # no parameter, and so without a prior
+    return nn.Sequential(OrderedDict(coarse=pv.MLP(latent_dim, pixels, hidden_dims=(50,)), output=interpolation))
 
 
 def bound(vae: pv.VAE, w: object, x: Tensor, particles: int) -> Tensor:
@@ -131,10 +135,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--images", type=int, default=500, help="for training")
     add("--validation", type=int, default=500, help="further images, which stop the point estimates")
-    add("--test", type=int, default=2000, help="test images")
+    add("--test", type=int, default=1000, help="test images")
     add("--epochs", type=int, default=400)
     add("--latent-dim", type=int, default=10)
-    add("--hidden", type=int, default=50, help="width of the hidden layer of encoder and decoder")
+    add(
+        "--scale",
+        type=float,
+        default=4.0,
+        help="of the prior: N(0, scale^2 / n) for the weights of a unit with n inputs",
+    )
     add("--dropout", type=float, default=0.3, help="share of the pixels that the encoder does not see in training")
     add("--draws", type=int, default=20, help="of w in the test")
     add("--particles", type=int, default=20, help="of z for each draw of w; a point estimate has as many in all")

@@ -51,7 +51,7 @@ def damages(height: int, width: int) -> dict[str, Tensor]:
 
 def by_nuts(args: argparse.Namespace, *inputs: object, start: dict[str, Tensor]) -> dict[str, Tensor]:
     """Draws of z and noise by Pyro's NUTS, (draws, B, ...), started at a guide's medians."""
-    kernel = NUTS(model, init_strategy=init_to_value(values=start), max_tree_depth=6)
+    kernel = NUTS(model, init_strategy=init_to_value(values=start), max_tree_depth=5)
     mcmc = MCMC(kernel, args.draws, warmup_steps=args.draws // 2, disable_progbar=True)
     mcmc.run(*inputs)
     return mcmc.get_samples()
@@ -142,7 +142,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--images", type=int, default=20, help="images of each kind of damage")
     add("--epochs", type=int, default=5, help="of the VAE")
     add("--latent-dim", type=int, default=8)
-    add("--draws", type=int, default=600, help="from each posterior; NUTS warms up for half as many more")
+    add("--draws", type=int, default=300, help="from each posterior; NUTS warms up for half as many more")
     add("--steps", type=int, default=1500, help="of each autoguide")
     add("--dataset", choices=pv.data.DATASETS, default="mnist")
     add("--data-dir", type=Path, help="folder of the data set; without it, MNIST is downloaded")
