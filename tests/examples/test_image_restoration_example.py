@@ -1,4 +1,4 @@
-"""The decoder as a prior: the example in its short form, and its posteriors against sums over a grid of noise levels."""
+"""The decoder as a prior: the example in its short form, and its posteriors against sums over noise levels."""
 
 from __future__ import annotations
 
