@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import data, plots
 from ._version import __version__
+from .bayesian import Bayesian
 from .conditional import Conditional
 from .evaluate import (
     Bounds,
@@ -100,6 +101,7 @@ __all__ = [
     "AutoGlobalGuide",
     "Autoencoder",
     "BackwardRNN",
+    "Bayesian",
     "BernoulliLikelihood",
     "BetaLikelihood",
     "Bounds",

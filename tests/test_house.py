@@ -22,6 +22,7 @@ ARROWS = {
     "_warn": set(),
     "networks": {"_checks"},
     "data": {"_checks"},
+    "bayesian": {"_checks"},
     "conditional": {"_checks"},
     "flows": {"_checks"},
     "priors": {"flows", "networks", "_checks", "_precision"},
