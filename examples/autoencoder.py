@@ -133,7 +133,7 @@ def picture(samples: dict[str, Tensor], image_shape: tuple[int, ...], columns: i
     """A row of each."""
     figure = Figure(figsize=(8, 0.4 * len(samples)))
     for axes, (name, x) in zip(figure.subplots(len(samples), 1), samples.items(), strict=True):
-        axes.imshow(torch.cat(list(x[:columns].unflatten(1, image_shape)), 1), cmap="gray_r", vmin=0, vmax=1)
+        axes.imshow(torch.cat(list(x[:columns].unflatten(1, image_shape)), 1).numpy(), cmap="gray_r", vmin=0, vmax=1)
         axes.set_axis_off()
         axes.text(-10, image_shape[0] / 2, name, ha="right", va="center", fontsize=8)
     return figure
