@@ -19,7 +19,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from .errors import CaptureError
-from .reading import LIBRARIES, MISSING, Read, Written, contents_of, reads_of, reads_of_call
+from .places import MISSING, Read, attribute, contents_of
+from .reading import LIBRARIES, Written, reads_of, reads_of_call
 from .watch import PLAIN, Watch
 
 __all__ = ["calls_of", "dependencies_of"]
@@ -175,8 +176,9 @@ class _Walk:
         self.watch.size(module._backward_hooks, f"{whose}: hooks of its gradients")
         self.watch.size(module._backward_pre_hooks, f"{whose}: hooks of its gradients")
         self._add(entries, "forward", entries.get("forward", MISSING), whose)
-        if not library:
-            self._follow_code(getattr(type(module), "forward", None), module)
+        forward = None if library else attribute(module, "forward")
+        if forward is not None:
+            self._read(forward, whose)
 
     def _follow_code(self, function: Any, self_: Any = MISSING) -> None:
         if hasattr(function, "__wrapped__"):
@@ -187,7 +189,7 @@ class _Walk:
         self._seen.add(mark)
         self._keep.append(self_)
         whose = function.__qualname__
-        self.watch.attribute(function, "__defaults__", function.__defaults__, whose)
+        self.watch.function(function)
         for key, value in (function.__kwdefaults__ or {}).items():
             self._add(function.__kwdefaults__ or {}, key, value, whose)
             self.follow(value, f"{whose}: {key}")

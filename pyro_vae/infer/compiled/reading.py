@@ -12,32 +12,17 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
-__all__ = ["LIBRARIES", "MISSING", "Read", "Written", "contents_of", "reads_of", "reads_of_call"]
+from .places import MISSING, Read, Super, absent, attribute, bound, contents_of, written
 
+__all__ = ["LIBRARIES", "Written", "reads_of", "reads_of_call"]
 
-class _Missing:
-    def __repr__(self) -> str:
-        return "missing"
-
-
-MISSING: Any = _Missing()  # what stands where there is nothing, which None would not tell from a value of None
 
 _UNSEEN = ("CACHE", "PUSH_NULL", "NOP", "RESUME", "COPY_FREE_VARS", "MAKE_CELL", "PRECALL", "EXTENDED_ARG", "KW_NAMES")
 LIBRARIES = {"torch", "pyro", "pyro_vae", "numpy", "scipy", "sklearn", "matplotlib", "tqdm", "builtins", "math"}
 _DEPTH = 2  # calls within calls whose arguments are followed
 _MOST = 64  # values that a loop's variable is followed for
 _LOCAL = ("LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_FAST_BORROW", "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_CLOSURE")
-
-
-class Read(NamedTuple):
-    """One read: where the value stands (``holder[key]``, or the contents of a cell), what it is, and whose it is."""
-
-    holder: Any  # a dictionary, a class, a cell, or an object whose attribute needs getattr
-    key: Any
-    value: Any
-    owner: Any  # the object that the attribute was asked of; None for globals and closed-over variables
 
 
 class Written(NamedTuple):
@@ -51,13 +36,6 @@ class _AnyOf:
 
     def __init__(self, values: tuple[Any, ...]) -> None:
         self.values = values
-
-
-class _Super(NamedTuple):
-    """What ``super()`` gives."""
-
-    cls: type
-    owner: Any
 
 
 def reads_of(function: types.FunctionType, self: Any = MISSING) -> Iterator[Read | Written]:
@@ -133,13 +111,13 @@ class _Reader:
                     yield from each
                     continue
                 found = attribute(owner, key)
-                stack.append(MISSING if found is None else _bound(found))
+                stack.append(MISSING if found is None else bound(found))
                 if found is not None:
                     yield found
             elif name == "LOAD_SUPER_ATTR":  # super().name, from Python 3.12 on
                 owner, cls, function = _pop(stack), _pop(stack), _pop(stack)
                 known_super = function is super and isinstance(cls, type) and owner is not MISSING
-                found = attribute(_Super(cls, owner), key) if known_super else None
+                found = attribute(Super(cls, owner), key) if known_super else None
                 stack.append(MISSING if found is None else found.value)
                 if found is not None:
                     yield found
@@ -191,7 +169,7 @@ class _Reader:
         function = _pop(stack)
         result: Any = MISSING
         if function in (getattr, hasattr) and len(args) >= 2 and isinstance(args[1], str):
-            found = attribute(args[0], args[1]) or _absent(args[0], args[1])
+            found = attribute(args[0], args[1]) or absent(args[0], args[1])
             result = MISSING if found is None or function is hasattr else found.value
             if found is not None:
                 yield found
@@ -203,76 +181,15 @@ class _Reader:
             if self._depth < _DEPTH and isinstance(function, types.FunctionType) and _is_users(function):
                 yield from reads_of_call(function, args, named, depth=self._depth + 1)
         elif function is super and not args and "__class__" in self._cells and self._owner is not MISSING:
-            result = _Super(contents_of(self._cells["__class__"]), self._owner)
+            result = Super(contents_of(self._cells["__class__"]), self._owner)
         if function is MISSING:
             stack.clear()
         stack.append(result)
 
 
-def _bound(read: Read) -> Any:
-    """The value of an attribute; a function of the owner's class as the method that it becomes."""
-    in_class = isinstance(read.holder, type) and not isinstance(read.owner, type) and read.owner is not None
-    return (
-        types.MethodType(read.value, read.owner) if in_class and type(read.value) is types.FunctionType else read.value
-    )
-
-
-def _absent(owner: Any, name: str) -> Read | None:
-    """Where an attribute would stand that an object does not have yet."""
-    own = getattr(owner, "__dict__", None)
-    return Read(own, name, MISSING, owner) if owner is not MISSING and isinstance(own, dict) else None
-
-
 def _is_users(function: types.FunctionType) -> bool:
     name = (function.__module__ or "").partition(".")[0]
     return name not in LIBRARIES and name not in sys.stdlib_module_names
-
-
-def attribute(owner: Any, name: str) -> Read | None:
-    """Where ``owner.name`` stands; None where that cannot be told."""
-    if owner is MISSING or isinstance(owner, (Tensor, np.ndarray)):  # whose attributes are no state of the program
-        return None
-    if isinstance(owner, _Super):
-        classes = type(owner.owner).__mro__
-        later = classes[classes.index(owner.cls) + 1 :] if owner.cls in classes else ()
-        return _in_classes(later, name, owner.owner)
-    if isinstance(owner, types.ModuleType):
-        return Read(vars(owner), name, vars(owner).get(name, MISSING), owner)
-    if isinstance(owner, type):
-        return _in_classes(owner.__mro__, name, owner)
-    own = getattr(owner, "__dict__", None)
-    if isinstance(own, dict):
-        for part in (own, *(own.get(kind) or {} for kind in ("_parameters", "_buffers", "_modules"))):
-            if isinstance(part, dict) and name in part:
-                return Read(part, name, part[name], owner)
-    found = _in_classes(type(owner).__mro__, name, owner)
-    if found is not None and isinstance(found.value, (types.MemberDescriptorType, types.GetSetDescriptorType)):
-        return Read(owner, name, getattr(owner, name, MISSING), owner)  # a slot
-    return found
-
-
-def written(owner: Any, name: str) -> Read | None:
-    """Where ``owner.name = ...`` puts its value, and what stands there now."""
-    own = getattr(owner, "__dict__", None)
-    if owner is MISSING or isinstance(owner, (_Super, Tensor)) or not isinstance(own, dict):
-        return None
-    found = attribute(owner, name)
-    return found if found is not None and isinstance(found.holder, dict) else Read(own, name, MISSING, owner)
-
-
-def contents_of(cell: types.CellType) -> Any:
-    """The value of a closed-over variable; ``MISSING`` where none is assigned yet."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return MISSING
-
-
-def _in_classes(classes: tuple[type, ...], name: str, owner: Any) -> Read | None:
-    for base in classes:
-        if name in vars(base):
-            return Read(base, name, vars(base)[name], owner)
-    return None
 
 
 def _pop(stack: list[Any]) -> Any:

@@ -15,7 +15,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from .reading import MISSING, contents_of
+from .places import MISSING, contents_of
 
 __all__ = ["PLAIN", "STORE", "Watch", "has_hooks"]
 
@@ -40,6 +40,8 @@ class Watch:
         self._values: list[Any] = []
         self._owners: list[str] = []
         self._others: list[tuple[Any, Any, Any, str]] = []  # (class or object, attribute, value, whose)
+        self._functions: list[types.FunctionType] = []
+        self._parts: dict[str, list[Any]] = {name: [] for name in ("__code__", "__defaults__", "__kwdefaults__")}
         self._cells: list[tuple[types.CellType, Any, str]] = []
         self._contents: list[tuple[Any, Any, str]] = []  # (container, a copy of it, whose)
         self._copies: list[tuple[Any, Any]] = []  # (container, a copy of it), to put back
@@ -68,6 +70,12 @@ class Watch:
     def attribute(self, holder: Any, name: str, value: Any, whose: str) -> None:
         """Watch an entry of a class, or an attribute of an object without a dictionary."""
         self._others.append((holder, name, value, whose))
+
+    def function(self, function: types.FunctionType) -> None:
+        """Watch a function's code, which notebooks reload in place, and its defaults."""
+        self._functions.append(function)
+        for name, values in self._parts.items():
+            values.append(getattr(function, name))
 
     def cell(self, cell: types.CellType, value: Any, whose: str) -> None:
         """Watch a closed-over variable."""
@@ -115,6 +123,12 @@ class Watch:
             now = _attribute(holder, key)
             if now is not then and not _equal(now, then):
                 return f"{whose}: {key!r} was {_brief(then)} and is {_brief(now)}"
+        for name, values in self._parts.items():
+            if not all(map(operator.is_, map(operator.attrgetter(name), self._functions), values)):
+                for function, then in zip(self._functions, values, strict=True):
+                    now = getattr(function, name)
+                    if now is not then and not _equal(now, then):
+                        return f"{function.__qualname__}: {name} was {_brief(then)} and is {_brief(now)}"
         for cell, then, whose in self._cells:
             now = contents_of(cell)
             if now is not then and not _equal(now, then):
@@ -140,6 +154,10 @@ class Watch:
             if _attribute(holder, key) is not then and then is not MISSING:
                 with contextlib.suppress(AttributeError, TypeError):  # what cannot be set cannot have been bound
                     setattr(holder, key, then)
+        for name, values in self._parts.items():
+            for function, then in zip(self._functions, values, strict=True):
+                if getattr(function, name) is not then:
+                    setattr(function, name, then)
         for cell, then, _ in self._cells:
             if contents_of(cell) is then:
                 continue
