@@ -117,11 +117,14 @@ class _Walk:
         elif isinstance(value, functools.partial):
             for part in (value.func, *value.args, *value.keywords.values()):
                 self.follow(part, whose)
+            for key, part in value.keywords.items():
+                self._add(value.keywords, key, part, whose)
             self._follow_call(value.func, list(value.args), value.keywords)
         elif isinstance(value, (ELBO, Messenger)) or (callable(value) and _is_library(type(value))):
             public = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_")}
             for key, part in public.items():
                 self._read(Read(vars(value), key, part, value), type(value).__name__)
+            self.follow(getattr(value, "__wrapped__", None), whose)  # of a functools.cache, say
         elif isinstance(value, (list, tuple, dict, set, collections.deque)):
             self._follow_container(value, whose)
         elif callable(value) and not isinstance(value, types.BuiltinFunctionType):

@@ -84,9 +84,15 @@ def _in_classes(classes: tuple[type, ...], name: str, owner: Any) -> Read | None
 
 def bound(read: Read) -> Any:
     """The value of an attribute; a function of the owner's class as the method that it becomes."""
-    in_class = isinstance(read.holder, type) and not isinstance(read.owner, type) and read.owner is not None
+    value, owner = read.value, read.owner
+    if not isinstance(read.holder, type) or owner is None:
+        return value
+    if isinstance(value, staticmethod):
+        return value.__func__
+    if isinstance(value, classmethod):
+        return types.MethodType(value.__func__, owner if isinstance(owner, type) else type(owner))
     return (
-        types.MethodType(read.value, read.owner) if in_class and type(read.value) is types.FunctionType else read.value
+        types.MethodType(value, owner) if type(value) is types.FunctionType and not isinstance(owner, type) else value
     )
 
 

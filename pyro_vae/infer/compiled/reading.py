@@ -7,7 +7,7 @@ import collections
 import dis
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -18,10 +18,23 @@ from .places import MISSING, Read, Super, absent, attribute, bound, contents_of,
 __all__ = ["LIBRARIES", "Written", "reads_of", "reads_of_call"]
 
 
-_UNSEEN = ("CACHE", "PUSH_NULL", "NOP", "RESUME", "COPY_FREE_VARS", "MAKE_CELL", "PRECALL", "EXTENDED_ARG", "KW_NAMES")
+_UNSEEN = (
+    "CACHE",
+    "PUSH_NULL",
+    "TO_BOOL",
+    "NOT_TAKEN",
+    "NOP",
+    "RESUME",
+    "COPY_FREE_VARS",
+    "MAKE_CELL",
+    "PRECALL",
+    "EXTENDED_ARG",
+    "KW_NAMES",
+)
 LIBRARIES = {"torch", "pyro", "pyro_vae", "numpy", "scipy", "sklearn", "matplotlib", "tqdm", "builtins", "math"}
 _DEPTH = 2  # calls within calls whose arguments are followed
 _MOST = 64  # values that a loop's variable is followed for
+_State = tuple[list[Any], dict[str, Any]]  # the values on the stack, and those of local variables
 _LOCAL = ("LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_FAST_BORROW", "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_CLOSURE")
 
 
@@ -32,7 +45,7 @@ class Written(NamedTuple):
 
 
 class _AnyOf:
-    """One of several values: what a loop's variable stands for."""
+    """One of several values: what a loop's variable stands for, or one that differs between two branches."""
 
     def __init__(self, values: tuple[Any, ...]) -> None:
         self.values = values
@@ -42,7 +55,8 @@ def reads_of(function: types.FunctionType, self: Any = MISSING) -> Iterator[Read
     """Yield what a function's code, and that of functions inside it, reads or binds by name.
 
     Chains are followed: for ``self.cfg.beta`` the entry ``cfg`` of ``self`` and the entry ``beta`` of its value; so are
-    local variables that stand for such a value (``cfg = self.cfg``), ``getattr(self, "beta")`` and ``super()``.
+    local variables that stand for such a value (``cfg = self.cfg``), in either branch of an ``if``, what properties and
+    the user's functions return, ``getattr(self, "beta")`` and ``super()``.
 
     Args:
         function: the function.
@@ -58,15 +72,18 @@ def reads_of_call(
     *,
     owner: Any = MISSING,
     depth: int = 0,
-) -> Iterator[Read | Written]:
-    """Yield the same of a function that is called with these arguments, ``MISSING`` where one is not known."""
+) -> Generator[Read | Written, None, Any]:
+    """Yield the same of a function that is called with these arguments, and return what it returns.
+
+    ``MISSING`` stands for what is not known.
+    """
     code = function.__code__
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     known = dict(zip(names[: code.co_argcount], args, strict=False))
     known.update({name: value for name, value in keywords.items() if name in names})
     known = {name: value for name, value in known.items() if value is not MISSING}
     cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=False))
-    yield from _Reader(function.__globals__, cells, owner, depth).read(code, known)
+    return (yield from _Reader(function.__globals__, cells, owner, depth).read(code, known))
 
 
 class _Reader:
@@ -80,16 +97,36 @@ class _Reader:
         self._owner = owner
         self._depth = depth
 
-    def read(self, code: types.CodeType, known: dict[str, Any]) -> Iterator[Read | Written]:
+    def read(self, code: types.CodeType, known: dict[str, Any]) -> Generator[Read | Written, None, Any]:
         stack: list[Any] = []
         keywords: tuple[str, ...] = ()  # of the call that follows
+        waiting: dict[int, list[_State]] = {}  # what is known where the code jumps to, by the place
+        reached = True  # from the instruction before
+        returned: Any = MISSING
         for instruction in dis.get_instructions(code):
             name, key = instruction.opname, instruction.argval
+            arriving = waiting.pop(instruction.offset, [])
+            if arriving:
+                stack, known = _joined([*arriving, (stack, known)] if reached else arriving)
+            elif not reached:
+                stack = []
+            reached = True
             if name == "KW_NAMES":
                 keywords = key if isinstance(key, tuple) else code.co_consts[instruction.arg or 0]
             if name in _UNSEEN:
                 continue
-            if name in ("LOAD_GLOBAL", "LOAD_NAME"):
+            if name.startswith(("POP_JUMP", "JUMP")):
+                conditional = "_IF_" in name
+                before = list(stack)
+                if conditional:
+                    _pop(stack)
+                if key > instruction.offset:
+                    waiting.setdefault(key, []).append((before if "OR_POP" in name else list(stack), dict(known)))
+                reached = conditional
+            elif name in ("RETURN_VALUE", "RETURN_CONST"):
+                returned = _either([returned, key if name == "RETURN_CONST" else _pop(stack)])
+                reached = False
+            elif name in ("LOAD_GLOBAL", "LOAD_NAME"):
                 read = Read(self._globals, key, self._globals.get(key, MISSING), None)
                 stack.append(getattr(builtins, key, MISSING) if read.value is MISSING else read.value)
                 yield read
@@ -104,16 +141,13 @@ class _Reader:
             elif name == "LOAD_CONST":
                 stack.append(key)
             elif name in ("LOAD_ATTR", "LOAD_METHOD"):
-                owner = _pop(stack)
-                if isinstance(owner, _AnyOf):
-                    each = [found for found in (attribute(value, key) for value in owner.values) if found is not None]
-                    stack.append(_AnyOf(tuple(found.value for found in each)) if each else MISSING)
-                    yield from each
-                    continue
-                found = attribute(owner, key)
-                stack.append(MISSING if found is None else bound(found))
-                if found is not None:
-                    yield found
+                values = []
+                for owner in _each(_pop(stack)):
+                    found = attribute(owner, key)
+                    if found is not None:
+                        yield found
+                        values.append((yield from self._value(found)))
+                stack.append(_either(values))
             elif name == "LOAD_SUPER_ATTR":  # super().name, from Python 3.12 on
                 owner, cls, function = _pop(stack), _pop(stack), _pop(stack)
                 known_super = function is super and isinstance(cls, type) and owner is not MISSING
@@ -122,14 +156,17 @@ class _Reader:
                 if found is not None:
                     yield found
             elif name == "STORE_ATTR":
-                found, _ = written(_pop(stack), key), _pop(stack)
-                if found is not None:
-                    yield found
+                owners, _ = _each(_pop(stack)), _pop(stack)
+                yield from filter(None, (written(owner, key) for owner in owners))
             elif name in ("STORE_FAST", "STORE_DEREF"):
                 known[key] = _pop(stack)
             elif name == "COPY" and len(stack) >= (instruction.arg or 0):
                 stack.append(stack[-(instruction.arg or 1)])
-            elif name == "BINARY_OP":
+            elif name == "POP_TOP":
+                _pop(stack)
+            elif name in ("BUILD_LIST", "BUILD_TUPLE"):
+                stack.append(tuple([_pop(stack) for _ in range(instruction.arg or 0)][::-1]))
+            elif name in ("BINARY_OP", "COMPARE_OP", "IS_OP", "CONTAINS_OP"):
                 del stack[-2:]
                 stack.append(MISSING)
             elif name == "STORE_SUBSCR":
@@ -138,14 +175,15 @@ class _Reader:
                 if isinstance(container, (dict, list, np.ndarray, collections.deque)):
                     yield Written(container)
             elif name == "GET_ITER":
-                values = tuple(stack[-1]) if stack and isinstance(stack[-1], (list, tuple)) else ()
-                stack[:] = [*stack[:-1], _AnyOf(values) if 0 < len(values) <= _MOST else MISSING]
+                iterated = _pop(stack)
+                stack.append(_either(iterated) if isinstance(iterated, (list, tuple)) else MISSING)
             elif name == "FOR_ITER":
                 stack.append(_pop(stack))
             elif name == "UNPACK_SEQUENCE":
-                whole = _pop(stack)
-                fits = isinstance(whole, (list, tuple)) and len(whole) == key
-                stack += list(whole)[::-1] if fits else [MISSING] * (instruction.arg or 0)
+                wholes = [
+                    whole for whole in _each(_pop(stack)) if isinstance(whole, (list, tuple)) and len(whole) == key
+                ]
+                stack += [_either([whole[i] for whole in wholes]) for i in reversed(range(instruction.arg or 0))]
             elif name == "SWAP" and len(stack) >= instruction.arg:  # type: ignore[operator]
                 stack[-1], stack[-instruction.arg] = stack[-instruction.arg], stack[-1]  # type: ignore[operator]
             elif name == "BINARY_SUBSCR" and len(stack) >= 2:
@@ -162,6 +200,14 @@ class _Reader:
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
                 yield from self.read(constant, dict(known))
+        return returned
+
+    def _value(self, found: Read) -> Generator[Read | Written, None, Any]:
+        """The value of an attribute: of a property, what it returns."""
+        get = found.value.fget if isinstance(found.value, property) else None
+        if isinstance(get, types.FunctionType) and self._depth < _DEPTH and _is_users(get):
+            return (yield from reads_of_call(get, [found.owner], depth=self._depth + 1))
+        return bound(found)
 
     def _call(self, stack: list[Any], count: int, keywords: tuple[str, ...]) -> Iterator[Read | Written]:
         """Take a call off the stack; known are ``getattr`` with a name, ``super()``, and functions of Python code."""
@@ -169,22 +215,46 @@ class _Reader:
         function = _pop(stack)
         result: Any = MISSING
         if function in (getattr, hasattr) and len(args) >= 2 and isinstance(args[1], str):
-            found = attribute(args[0], args[1]) or absent(args[0], args[1])
-            result = MISSING if found is None or function is hasattr else found.value
-            if found is not None:
-                yield found
+            reads = [attribute(owner, args[1]) or absent(owner, args[1]) for owner in _each(args[0])]
+            yield from filter(None, reads)
+            result = _either([read.value for read in reads if read]) if function is getattr else MISSING
+        elif function in (enumerate, zip, reversed, tuple, list) and all(
+            isinstance(arg, (list, tuple)) for arg in args
+        ):
+            result = tuple(function(*args))
         elif isinstance(function, (types.FunctionType, types.MethodType)):
             named = dict(zip(keywords, args[len(args) - len(keywords) :], strict=False))
             args = args[: len(args) - len(keywords)]
             if isinstance(function, types.MethodType):
                 args, function = [function.__self__, *args], function.__func__
             if self._depth < _DEPTH and isinstance(function, types.FunctionType) and _is_users(function):
-                yield from reads_of_call(function, args, named, depth=self._depth + 1)
+                result = yield from reads_of_call(function, args, named, depth=self._depth + 1)
         elif function is super and not args and "__class__" in self._cells and self._owner is not MISSING:
             result = Super(contents_of(self._cells["__class__"]), self._owner)
         if function is MISSING:
             stack.clear()
         stack.append(result)
+
+
+def _each(value: Any) -> tuple[Any, ...]:
+    """The values that one may be; none where it is not known."""
+    return value.values if isinstance(value, _AnyOf) else () if value is MISSING else (value,)
+
+
+def _either(values: Sequence[Any]) -> Any:
+    """What is one of several values; of many, or of none, nothing is known."""
+    distinct = {id(one): one for value in values for one in _each(value)}
+    if len(distinct) == 1:
+        return next(iter(distinct.values()))
+    return _AnyOf(tuple(distinct.values())) if 0 < len(distinct) <= _MOST else MISSING
+
+
+def _joined(states: list[_State]) -> _State:
+    """What is known where several branches meet."""
+    depth = min(len(stack) for stack, _ in states)
+    stack = [_either(values) for values in zip(*(stack[len(stack) - depth :] for stack, _ in states), strict=True)]
+    names = dict.fromkeys(name for _, known in states for name in known)
+    return stack, {name: _either([known.get(name, MISSING) for _, known in states]) for name in names}
 
 
 def _is_users(function: types.FunctionType) -> bool:
