@@ -32,6 +32,7 @@ _FIXED = {
     *("kernel_size", "stride", "padding", "dilation", "groups", "transposed", "output_padding", "padding_mode"),
     *("elementwise_affine", "affine", "inplace", "_is_full_backward_hook", "call_super_init", "dump_patches"),
 }
+_SMALL = 2**20  # bytes of an array that is looked at for what a step writes to it
 _FEW = 32  # entries of a list or dictionary of plain values that is compared as a whole
 
 
@@ -114,6 +115,8 @@ class _Walk:
             self._follow_code(value.__func__, value.__self__)
         elif isinstance(value, types.FunctionType):
             self._follow_code(value)
+        elif isinstance(value, types.BuiltinMethodType):  # of a container: append = found.append
+            self.follow(value.__self__, whose)
         elif isinstance(value, functools.partial):
             for part in (value.func, *value.args, *value.keywords.values()):
                 self.follow(part, whose)
@@ -127,7 +130,10 @@ class _Walk:
             self.follow(getattr(value, "__wrapped__", None), whose)  # of a functools.cache, say
         elif isinstance(value, (list, tuple, dict, set, collections.deque)):
             self._follow_container(value, whose)
-        elif callable(value) and not isinstance(value, types.BuiltinFunctionType):
+        elif isinstance(value, np.ndarray):
+            if value.nbytes <= _SMALL:
+                self.watch.array(value)
+        elif callable(value):
             self._follow_code(getattr(type(value), "__call__", None), value)  # noqa: B004 (the function is wanted)
 
     def _follow_container(self, value: Any, whose: str) -> None:

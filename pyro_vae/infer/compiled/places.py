@@ -60,11 +60,14 @@ def attribute(owner: Any, name: str) -> Read | None:
 
 def written(owner: Any, name: str) -> Read | None:
     """Where ``owner.name = ...`` puts its value, and what stands there now."""
-    own = getattr(owner, "__dict__", None)
-    if owner is MISSING or isinstance(owner, (Super, Tensor)) or not isinstance(own, dict):
+    if owner is MISSING or isinstance(owner, (Super, Tensor)):
         return None
-    found = attribute(owner, name)
-    return found if found is not None and isinstance(found.holder, dict) else Read(own, name, MISSING, owner)
+    if isinstance(owner, type):
+        return Read(owner, name, vars(owner).get(name, MISSING), owner)
+    own, found = getattr(owner, "__dict__", None), attribute(owner, name)
+    if found is not None and (isinstance(found.holder, dict) or found.holder is owner):  # or a slot
+        return found
+    return Read(own, name, MISSING, owner) if isinstance(own, dict) else None
 
 
 def contents_of(cell: types.CellType) -> Any:

@@ -12,7 +12,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
+from .branches import State, each_of, either, joined
 from .places import MISSING, Read, Super, absent, attribute, bound, contents_of, written
 
 __all__ = ["LIBRARIES", "Written", "reads_of", "reads_of_call"]
@@ -33,22 +35,13 @@ _UNSEEN = (
 )
 LIBRARIES = {"torch", "pyro", "pyro_vae", "numpy", "scipy", "sklearn", "matplotlib", "tqdm", "builtins", "math"}
 _DEPTH = 2  # calls within calls whose arguments are followed
-_MOST = 64  # values that a loop's variable is followed for
-_State = tuple[list[Any], dict[str, Any]]  # the values on the stack, and those of local variables
 _LOCAL = ("LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_FAST_BORROW", "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_CLOSURE")
 
 
 class Written(NamedTuple):
-    """An entry of a container is written: ``container[key] = ...``."""
+    """An entry of a container is written: ``container[key] = ...``; or the data of a tensor are others."""
 
     container: Any
-
-
-class _AnyOf:
-    """One of several values: what a loop's variable stands for, or one that differs between two branches."""
-
-    def __init__(self, values: tuple[Any, ...]) -> None:
-        self.values = values
 
 
 def reads_of(function: types.FunctionType, self: Any = MISSING) -> Iterator[Read | Written]:
@@ -79,8 +72,12 @@ def reads_of_call(
     """
     code = function.__code__
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    known = dict(zip(names[: code.co_argcount], args, strict=False))
-    known.update({name: value for name, value in keywords.items() if name in names})
+    defaults = function.__defaults__ or ()
+    known = dict(zip(names[code.co_argcount - len(defaults) :], defaults, strict=False)) | (
+        function.__kwdefaults__ or {}
+    )
+    known |= dict(zip(names[: code.co_argcount], args, strict=False))
+    known |= {name: value for name, value in keywords.items() if name in names}
     known = {name: value for name, value in known.items() if value is not MISSING}
     cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=False))
     return (yield from _Reader(function.__globals__, cells, owner, depth).read(code, known))
@@ -100,14 +97,14 @@ class _Reader:
     def read(self, code: types.CodeType, known: dict[str, Any]) -> Generator[Read | Written, None, Any]:
         stack: list[Any] = []
         keywords: tuple[str, ...] = ()  # of the call that follows
-        waiting: dict[int, list[_State]] = {}  # what is known where the code jumps to, by the place
+        waiting: dict[int, list[State]] = {}  # what is known where the code jumps to, by the place
         reached = True  # from the instruction before
         returned: Any = MISSING
         for instruction in dis.get_instructions(code):
             name, key = instruction.opname, instruction.argval
             arriving = waiting.pop(instruction.offset, [])
             if arriving:
-                stack, known = _joined([*arriving, (stack, known)] if reached else arriving)
+                stack, known = joined([*arriving, (stack, known)] if reached else arriving)
             elif not reached:
                 stack = []
             reached = True
@@ -124,7 +121,7 @@ class _Reader:
                     waiting.setdefault(key, []).append((before if "OR_POP" in name else list(stack), dict(known)))
                 reached = conditional
             elif name in ("RETURN_VALUE", "RETURN_CONST"):
-                returned = _either([returned, key if name == "RETURN_CONST" else _pop(stack)])
+                returned = either([returned, key if name == "RETURN_CONST" else _pop(stack)])
                 reached = False
             elif name in ("LOAD_GLOBAL", "LOAD_NAME"):
                 read = Read(self._globals, key, self._globals.get(key, MISSING), None)
@@ -142,12 +139,12 @@ class _Reader:
                 stack.append(key)
             elif name in ("LOAD_ATTR", "LOAD_METHOD"):
                 values = []
-                for owner in _each(_pop(stack)):
+                for owner in each_of(_pop(stack)):
                     found = attribute(owner, key)
                     if found is not None:
                         yield found
                         values.append((yield from self._value(found)))
-                stack.append(_either(values))
+                stack.append(either(values))
             elif name == "LOAD_SUPER_ATTR":  # super().name, from Python 3.12 on
                 owner, cls, function = _pop(stack), _pop(stack), _pop(stack)
                 known_super = function is super and isinstance(cls, type) and owner is not MISSING
@@ -156,9 +153,14 @@ class _Reader:
                 if found is not None:
                     yield found
             elif name == "STORE_ATTR":
-                owners, _ = _each(_pop(stack)), _pop(stack)
-                yield from filter(None, (written(owner, key) for owner in owners))
+                owners, _ = each_of(_pop(stack)), _pop(stack)
+                yield from self._store(owners, key)
+            elif name == "STORE_GLOBAL":
+                _pop(stack)
+                yield Read(self._globals, key, self._globals.get(key, MISSING), None)
             elif name in ("STORE_FAST", "STORE_DEREF"):
+                if name == "STORE_DEREF" and key in self._cells:
+                    yield Read(self._cells[key], key, contents_of(self._cells[key]), None)
                 known[key] = _pop(stack)
             elif name == "COPY" and len(stack) >= (instruction.arg or 0):
                 stack.append(stack[-(instruction.arg or 1)])
@@ -169,21 +171,25 @@ class _Reader:
             elif name in ("BINARY_OP", "COMPARE_OP", "IS_OP", "CONTAINS_OP"):
                 del stack[-2:]
                 stack.append(MISSING)
-            elif name == "STORE_SUBSCR":
-                container = stack[-2] if len(stack) >= 2 else MISSING
-                del stack[-3:]
+            elif name == "BUILD_SLICE":
+                del stack[-(instruction.arg or 0) :]
+                stack.append(MISSING)
+            elif name in ("STORE_SUBSCR", "STORE_SLICE"):
+                place = 2 if name == "STORE_SUBSCR" else 3
+                container = stack[-place] if len(stack) >= place else MISSING
+                del stack[-place - 1 :]
                 if isinstance(container, (dict, list, np.ndarray, collections.deque)):
                     yield Written(container)
             elif name == "GET_ITER":
                 iterated = _pop(stack)
-                stack.append(_either(iterated) if isinstance(iterated, (list, tuple)) else MISSING)
+                stack.append(either(iterated) if isinstance(iterated, (list, tuple)) else MISSING)
             elif name == "FOR_ITER":
                 stack.append(_pop(stack))
             elif name == "UNPACK_SEQUENCE":
                 wholes = [
-                    whole for whole in _each(_pop(stack)) if isinstance(whole, (list, tuple)) and len(whole) == key
+                    whole for whole in each_of(_pop(stack)) if isinstance(whole, (list, tuple)) and len(whole) == key
                 ]
-                stack += [_either([whole[i] for whole in wholes]) for i in reversed(range(instruction.arg or 0))]
+                stack += [either([whole[i] for whole in wholes]) for i in reversed(range(instruction.arg or 0))]
             elif name == "SWAP" and len(stack) >= instruction.arg:  # type: ignore[operator]
                 stack[-1], stack[-instruction.arg] = stack[-instruction.arg], stack[-1]  # type: ignore[operator]
             elif name == "BINARY_SUBSCR" and len(stack) >= 2:
@@ -209,15 +215,34 @@ class _Reader:
             return (yield from reads_of_call(get, [found.owner], depth=self._depth + 1))
         return bound(found)
 
+    def _store(self, owners: Sequence[Any], name: str) -> Generator[Read | Written, None, Any]:
+        """Where an attribute of an object is written, by its property where it has one."""
+        for owner in owners:
+            found = attribute(owner, name)
+            put = found.value.fset if found is not None and isinstance(found.value, property) else None
+            place = written(owner, name)
+            if isinstance(put, types.FunctionType) and self._depth < _DEPTH and _is_users(put):
+                yield from reads_of_call(put, [owner], depth=self._depth + 1)
+            elif isinstance(owner, Tensor) and name == "data":
+                yield Written(owner)
+            elif place is not None:
+                yield place
+
     def _call(self, stack: list[Any], count: int, keywords: tuple[str, ...]) -> Iterator[Read | Written]:
         """Take a call off the stack; known are ``getattr`` with a name, ``super()``, and functions of Python code."""
         args = [_pop(stack) for _ in range(count)][::-1]
         function = _pop(stack)
         result: Any = MISSING
         if function in (getattr, hasattr) and len(args) >= 2 and isinstance(args[1], str):
-            reads = [attribute(owner, args[1]) or absent(owner, args[1]) for owner in _each(args[0])]
+            reads = [attribute(owner, args[1]) or absent(owner, args[1]) for owner in each_of(args[0])]
             yield from filter(None, reads)
-            result = _either([read.value for read in reads if read]) if function is getattr else MISSING
+            result = either([read.value for read in reads if read]) if function is getattr else MISSING
+        elif function is setattr and len(args) == 3 and isinstance(args[1], str):
+            yield from self._store(each_of(args[0]), args[1])
+        elif function is type and len(args) == 1:
+            result = either([type(value) for value in each_of(args[0])])
+        elif function is globals:
+            result = self._globals
         elif function in (enumerate, zip, reversed, tuple, list) and all(
             isinstance(arg, (list, tuple)) for arg in args
         ):
@@ -231,30 +256,7 @@ class _Reader:
                 result = yield from reads_of_call(function, args, named, depth=self._depth + 1)
         elif function is super and not args and "__class__" in self._cells and self._owner is not MISSING:
             result = Super(contents_of(self._cells["__class__"]), self._owner)
-        if function is MISSING:
-            stack.clear()
         stack.append(result)
-
-
-def _each(value: Any) -> tuple[Any, ...]:
-    """The values that one may be; none where it is not known."""
-    return value.values if isinstance(value, _AnyOf) else () if value is MISSING else (value,)
-
-
-def _either(values: Sequence[Any]) -> Any:
-    """What is one of several values; of many, or of none, nothing is known."""
-    distinct = {id(one): one for value in values for one in _each(value)}
-    if len(distinct) == 1:
-        return next(iter(distinct.values()))
-    return _AnyOf(tuple(distinct.values())) if 0 < len(distinct) <= _MOST else MISSING
-
-
-def _joined(states: list[_State]) -> _State:
-    """What is known where several branches meet."""
-    depth = min(len(stack) for stack, _ in states)
-    stack = [_either(values) for values in zip(*(stack[len(stack) - depth :] for stack, _ in states), strict=True)]
-    names = dict.fromkeys(name for _, known in states for name in known)
-    return stack, {name: _either([known.get(name, MISSING) for _, known in states]) for name in names}
 
 
 def _is_users(function: types.FunctionType) -> bool:

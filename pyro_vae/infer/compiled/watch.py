@@ -90,6 +90,10 @@ class Watch:
         self.size(container, whose)
         self._copies.append((container, container.copy()))
 
+    def array(self, array: Any) -> None:
+        """Keep what a numpy array holds, for :meth:`writes` and :meth:`restore`."""
+        self._copies.append((array, array.copy()))
+
     def size(self, container: Any, whose: str) -> None:
         """Watch the number of entries of a dictionary."""
         self._sized.append(container)
@@ -141,6 +145,13 @@ class Watch:
             return f"{STORE}: a pyro.param was removed or replaced"
         return None
 
+    def writes(self) -> str | None:
+        """Return what differs in containers and arrays, whose contents :meth:`change` does not compare."""
+        for container, then in self._copies:
+            if _held(container) != _held(then):
+                return f"the contents of a {type(container).__name__}"
+        return None
+
     def restore(self) -> None:
         """Put back what a run has changed since."""
         for mapping, key, then in zip(self._dicts, self._keys, self._values, strict=True):
@@ -172,8 +183,10 @@ class Watch:
             elif isinstance(container, collections.deque):
                 container.clear()
                 container.extend(then)
-            else:
+            elif not isinstance(container, np.ndarray):
                 container[:] = then
+            elif _held(container) != _held(then):
+                container[...] = then
 
     def leaves(self) -> list[Tensor]:
         """Return the tensors that are read by name, and no parameters, and that a step would give gradients."""
@@ -229,6 +242,15 @@ def _equal(now: Any, then: Any) -> bool:
     if isinstance(now, tuple):
         return len(now) == len(then) and all(a is b or _equal(a, b) for a, b in zip(now, then, strict=True))
     return isinstance(now, PLAIN) and bool(now == then)
+
+
+def _held(container: Any) -> Any:
+    """What a container or an array holds, to be compared: objects by what they are."""
+    if isinstance(container, np.ndarray):
+        return container.tobytes()
+    if isinstance(container, dict):
+        return {key: id(value) for key, value in container.items()}
+    return set(map(id, container)) if isinstance(container, set) else list(map(id, container))
 
 
 def _brief(value: Any) -> str:

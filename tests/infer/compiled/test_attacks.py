@@ -526,6 +526,108 @@ def test_these_are_captured_all_the_same(probe: Any) -> None:
     assert made[0].captures > 0
 
 
+class Holder:
+    """Something to write to, in a way that the reader of a step's code must see."""
+
+    last: Any = None
+    count = 0
+    __slots__ = ("_value", "array", "found", "slot")
+
+    def __init__(self) -> None:
+        self.slot: Any = None
+        self.found: list[Any] = [None]
+        self.array = np.zeros(1)
+
+    @property
+    def value(self) -> Any:
+        return self._value
+
+    @value.setter
+    def value(self, z: Any) -> None:
+        self._value = z
+
+
+GLOBAL: Any = None
+
+
+def writers() -> dict[str, tuple[Callable[[Holder, Any], Any], Callable[[Holder], Any]]]:
+    kept: Any = None
+
+    def to_a_global(h: Holder, z: Any) -> None:
+        global GLOBAL
+        GLOBAL = z
+
+    def to_a_closed_over_variable(h: Holder, z: Any) -> None:
+        nonlocal kept
+        kept = z
+
+    def to_a_class(h: Holder, z: Any) -> None:
+        Holder.last = z
+
+    def to_the_class_of_an_object(h: Holder, z: Any) -> None:
+        type(h).count += 1
+
+    def to_a_slot(h: Holder, z: Any) -> None:
+        h.slot = z
+
+    def by_a_property(h: Holder, z: Any) -> None:
+        h.value = z
+
+    def by_setattr(h: Holder, z: Any) -> None:
+        setattr(h, "slot", z)  # noqa: B010
+
+    def to_a_slice(h: Holder, z: Any) -> None:
+        h.found[:] = [z]
+
+    def by_pop_and_append(h: Holder, z: Any) -> None:
+        h.found.pop()
+        h.found.append(z)
+
+    def to_an_array_in_place(h: Holder, z: Any) -> None:
+        h.array += 1
+
+    def by_a_method_of_an_array(h: Holder, z: Any) -> None:
+        h.array.fill(h.array[0] + 1)
+
+    return {
+        "global": (to_a_global, lambda h: GLOBAL),
+        "closed-over": (to_a_closed_over_variable, lambda h: kept),
+        "class": (to_a_class, lambda h: Holder.last),
+        "class of an object": (to_the_class_of_an_object, lambda h: Holder.count),
+        "slot": (to_a_slot, lambda h: h.slot),
+        "property": (by_a_property, lambda h: h.value),
+        "setattr": (by_setattr, lambda h: h.slot),
+        "slice": (to_a_slice, lambda h: h.found[0]),
+        "pop": (by_pop_and_append, lambda h: h.found[0]),
+        "array in place": (to_an_array_in_place, lambda h: h.array[0]),
+        "array method": (by_a_method_of_an_array, lambda h: h.array[0]),
+    }
+
+
+@pytest.mark.parametrize("way", writers())
+def test_what_a_step_writes_is_written_in_each(way: str) -> None:
+    """The audit compares losses and gradients, and would not find it."""
+    found = []
+    for make in (SVI, compiled):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        holder, (write, read), Holder.count = Holder(), writers()[way], 0
+
+        def writing(x: Tensor, holder: Holder = holder, write: Any = write) -> None:
+            with pyro.plate("d", len(x)):
+                z = pyro.sample("z", dist.Normal(pyro.param("m", torch.zeros(())), 1.0))
+            write(holder, z[0].detach())
+
+        svi, values = make(model, writing, optimizer(), Trace_ELBO()), []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _ in range(5):
+                svi.step(X)
+                values.append(float(read(holder)))
+        found.append(values)
+    assert found[0] == found[1]
+
+
 def test_the_store_holds_what_is_trained(tmp_path: Path) -> None:
     """After the store was loaded in mid-training, and where two modules of one name take turns."""
     ends = []
