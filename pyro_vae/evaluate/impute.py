@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -71,7 +72,7 @@ def impute(
         TypeError: ``x`` is not a float tensor.
         ValueError: a count is below 1; the model has no observed ``site``; there are further plates, or latent
             variables that are summed out; log-weights that are NaN, of a model that does not leave out what is missing;
-            as ``log_weights``.
+            a datum of density 0; as ``log_weights``.
 
     Example:
         >>> import pyro_vae as pv
@@ -122,6 +123,13 @@ def impute(
                 f"model: expected log-weights that are not NaN, got NaN at row {row}. "
                 "Leave what is missing out of the density: build VAE(..., missing=True), or observe "
                 "pyro_vae.observed_elements(p, mask) in a story of your own."
+            )
+        impossible = log_w.amax(0) == -math.inf
+        if impossible.any():
+            row = first + int(impossible.nonzero()[0])
+            raise ValueError(
+                f"model: expected data of positive density, got density 0 for row {row} under all {num_particles} "
+                "draws. Is an observed element infinite, or far from what the model can explain?"
             )
         weights = log_w.softmax(0)
         chosen = torch.multinomial(weights.T, num_samples, replacement=True).T  # (S, B)

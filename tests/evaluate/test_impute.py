@@ -189,3 +189,13 @@ def test_faults_are_named() -> None:
 
     with pytest.raises(ValueError, match=r"site 'x': expected batch shape \(K, B\)"):
         pv.impute(pixels, pixels_guide, x)
+
+
+def test_data_of_density_zero_are_an_error() -> None:
+    exact = Exact()
+    x = exact.x.clone()
+    x[7, exact.mask[7].nonzero()[0]] = math.inf
+    with pytest.raises(
+        ValueError, match="expected data of positive density, got density 0 for row 7 under all 20 draws"
+    ):
+        pv.impute(exact.model, lambda x: exact.guide(x.clamp(max=1.0)), x, num_particles=20)

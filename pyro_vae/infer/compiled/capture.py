@@ -71,7 +71,7 @@ def captured_step(call: Call, *, before: Watch, gradients: Gradients, compile: b
     gradients_before = [leaf.grad for leaf in leaves]
     try:
         graph, held = traced_graph(function, tensors, before.params.values())
-        change = before.change()
+        change = before.change() or before.writes()
     finally:
         before.restore()
         for leaf, gradient in zip(leaves, gradients_before, strict=True):

@@ -19,7 +19,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from .errors import CaptureError
-from .reading import LIBRARIES, MISSING, Read, Written, contents_of, reads_of, reads_of_call
+from .places import MISSING, Read, attribute, contents_of
+from .reading import LIBRARIES, Written, reads_of, reads_of_call
 from .watch import PLAIN, Watch
 
 __all__ = ["calls_of", "dependencies_of"]
@@ -31,6 +32,7 @@ _FIXED = {
     *("kernel_size", "stride", "padding", "dilation", "groups", "transposed", "output_padding", "padding_mode"),
     *("elementwise_affine", "affine", "inplace", "_is_full_backward_hook", "call_super_init", "dump_patches"),
 }
+_SMALL = 2**20  # bytes of an array that is looked at for what a step writes to it
 _FEW = 32  # entries of a list or dictionary of plain values that is compared as a whole
 
 
@@ -113,17 +115,25 @@ class _Walk:
             self._follow_code(value.__func__, value.__self__)
         elif isinstance(value, types.FunctionType):
             self._follow_code(value)
+        elif isinstance(value, types.BuiltinMethodType):  # of a container: append = found.append
+            self.follow(value.__self__, whose)
         elif isinstance(value, functools.partial):
             for part in (value.func, *value.args, *value.keywords.values()):
                 self.follow(part, whose)
+            for key, part in value.keywords.items():
+                self._add(value.keywords, key, part, whose)
             self._follow_call(value.func, list(value.args), value.keywords)
         elif isinstance(value, (ELBO, Messenger)) or (callable(value) and _is_library(type(value))):
             public = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_")}
             for key, part in public.items():
                 self._read(Read(vars(value), key, part, value), type(value).__name__)
+            self.follow(getattr(value, "__wrapped__", None), whose)  # of a functools.cache, say
         elif isinstance(value, (list, tuple, dict, set, collections.deque)):
             self._follow_container(value, whose)
-        elif callable(value) and not isinstance(value, types.BuiltinFunctionType):
+        elif isinstance(value, np.ndarray):
+            if value.nbytes <= _SMALL:
+                self.watch.array(value)
+        elif callable(value):
             self._follow_code(getattr(type(value), "__call__", None), value)  # noqa: B004 (the function is wanted)
 
     def _follow_container(self, value: Any, whose: str) -> None:
@@ -175,8 +185,9 @@ class _Walk:
         self.watch.size(module._backward_hooks, f"{whose}: hooks of its gradients")
         self.watch.size(module._backward_pre_hooks, f"{whose}: hooks of its gradients")
         self._add(entries, "forward", entries.get("forward", MISSING), whose)
-        if not library:
-            self._follow_code(getattr(type(module), "forward", None), module)
+        forward = None if library else attribute(module, "forward")
+        if forward is not None:
+            self._read(forward, whose)
 
     def _follow_code(self, function: Any, self_: Any = MISSING) -> None:
         if hasattr(function, "__wrapped__"):
@@ -187,7 +198,7 @@ class _Walk:
         self._seen.add(mark)
         self._keep.append(self_)
         whose = function.__qualname__
-        self.watch.attribute(function, "__defaults__", function.__defaults__, whose)
+        self.watch.function(function)
         for key, value in (function.__kwdefaults__ or {}).items():
             self._add(function.__kwdefaults__ or {}, key, value, whose)
             self.follow(value, f"{whose}: {key}")

@@ -15,7 +15,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from .reading import MISSING, contents_of
+from .places import MISSING, contents_of
 
 __all__ = ["PLAIN", "STORE", "Watch", "has_hooks"]
 
@@ -40,6 +40,8 @@ class Watch:
         self._values: list[Any] = []
         self._owners: list[str] = []
         self._others: list[tuple[Any, Any, Any, str]] = []  # (class or object, attribute, value, whose)
+        self._functions: list[types.FunctionType] = []
+        self._parts: dict[str, list[Any]] = {name: [] for name in ("__code__", "__defaults__", "__kwdefaults__")}
         self._cells: list[tuple[types.CellType, Any, str]] = []
         self._contents: list[tuple[Any, Any, str]] = []  # (container, a copy of it, whose)
         self._copies: list[tuple[Any, Any]] = []  # (container, a copy of it), to put back
@@ -69,6 +71,12 @@ class Watch:
         """Watch an entry of a class, or an attribute of an object without a dictionary."""
         self._others.append((holder, name, value, whose))
 
+    def function(self, function: types.FunctionType) -> None:
+        """Watch a function's code, which notebooks reload in place, and its defaults."""
+        self._functions.append(function)
+        for name, values in self._parts.items():
+            values.append(getattr(function, name))
+
     def cell(self, cell: types.CellType, value: Any, whose: str) -> None:
         """Watch a closed-over variable."""
         self._cells.append((cell, value, whose))
@@ -81,6 +89,10 @@ class Watch:
         """Watch how many entries a list, dictionary or set has, and put them back with :meth:`restore`."""
         self.size(container, whose)
         self._copies.append((container, container.copy()))
+
+    def array(self, array: Any) -> None:
+        """Keep what a numpy array holds, for :meth:`writes` and :meth:`restore`."""
+        self._copies.append((array, array.copy()))
 
     def size(self, container: Any, whose: str) -> None:
         """Watch the number of entries of a dictionary."""
@@ -115,6 +127,12 @@ class Watch:
             now = _attribute(holder, key)
             if now is not then and not _equal(now, then):
                 return f"{whose}: {key!r} was {_brief(then)} and is {_brief(now)}"
+        for name, values in self._parts.items():
+            if not all(map(operator.is_, map(operator.attrgetter(name), self._functions), values)):
+                for function, then in zip(self._functions, values, strict=True):
+                    now = getattr(function, name)
+                    if now is not then and not _equal(now, then):
+                        return f"{function.__qualname__}: {name} was {_brief(then)} and is {_brief(now)}"
         for cell, then, whose in self._cells:
             now = contents_of(cell)
             if now is not then and not _equal(now, then):
@@ -125,6 +143,13 @@ class Watch:
             return "a parameter was frozen or unfrozen, or got a gradient hook"
         if self._own and not all(map(operator.is_, map(_stored().get, self._own_names), self._own)):
             return f"{STORE}: a pyro.param was removed or replaced"
+        return None
+
+    def writes(self) -> str | None:
+        """Return what differs in containers and arrays, whose contents :meth:`change` does not compare."""
+        for container, then in self._copies:
+            if _held(container) != _held(then):
+                return f"the contents of a {type(container).__name__}"
         return None
 
     def restore(self) -> None:
@@ -140,6 +165,10 @@ class Watch:
             if _attribute(holder, key) is not then and then is not MISSING:
                 with contextlib.suppress(AttributeError, TypeError):  # what cannot be set cannot have been bound
                     setattr(holder, key, then)
+        for name, values in self._parts.items():
+            for function, then in zip(self._functions, values, strict=True):
+                if getattr(function, name) is not then:
+                    setattr(function, name, then)
         for cell, then, _ in self._cells:
             if contents_of(cell) is then:
                 continue
@@ -154,8 +183,10 @@ class Watch:
             elif isinstance(container, collections.deque):
                 container.clear()
                 container.extend(then)
-            else:
+            elif not isinstance(container, np.ndarray):
                 container[:] = then
+            elif _held(container) != _held(then):
+                container[...] = then
 
     def leaves(self) -> list[Tensor]:
         """Return the tensors that are read by name, and no parameters, and that a step would give gradients."""
@@ -211,6 +242,15 @@ def _equal(now: Any, then: Any) -> bool:
     if isinstance(now, tuple):
         return len(now) == len(then) and all(a is b or _equal(a, b) for a, b in zip(now, then, strict=True))
     return isinstance(now, PLAIN) and bool(now == then)
+
+
+def _held(container: Any) -> Any:
+    """What a container or an array holds, to be compared: objects by what they are."""
+    if isinstance(container, np.ndarray):
+        return container.tobytes()
+    if isinstance(container, dict):
+        return {key: id(value) for key, value in container.items()}
+    return set(map(id, container)) if isinstance(container, set) else list(map(id, container))
 
 
 def _brief(value: Any) -> str:

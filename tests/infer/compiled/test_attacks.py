@@ -230,6 +230,131 @@ def a_partial_with_a_setting(make: Any) -> Any:
     return steps(svi, 15, lambda: setattr(settings, "s", 3.0))
 
 
+def a_setting_in_a_branch(make: Any) -> Any:
+    settings, use = types.SimpleNamespace(part=types.SimpleNamespace(s=1.0)), True
+
+    def choosing(x: Tensor) -> None:
+        part = settings.part if use else None
+        model(x, s=part.s)  # type: ignore[union-attr]
+
+    return steps(make(choosing, guide, optimizer(), Trace_ELBO()), 15, lambda: setattr(settings.part, "s", 3.0))
+
+
+def a_setting_in_either_branch(make: Any) -> Any:
+    a, b, use = types.SimpleNamespace(s=1.0), types.SimpleNamespace(s=2.0), True
+
+    def choosing(x: Tensor) -> None:
+        if use:  # noqa: SIM108 (a statement is meant)
+            part = a
+        else:
+            part = b
+        model(x, s=part.s)
+
+    return steps(make(choosing, guide, optimizer(), Trace_ELBO()), 15, lambda: setattr(a, "s", 3.0))
+
+
+def a_setting_that_a_function_returns(make: Any) -> Any:
+    class Settings:
+        only: Any = None
+        s = 1.0
+
+        @classmethod
+        def get(cls) -> Any:
+            if cls.only is None:
+                cls.only = cls()
+            return cls.only
+
+    svi = make(lambda x: model(x, s=Settings.get().s), guide, optimizer(), Trace_ELBO())
+    return steps(svi, 15, lambda: setattr(Settings.only, "s", 3.0))
+
+
+def a_setting_that_a_property_returns(make: Any) -> Any:
+    class Story:
+        def __init__(self) -> None:
+            self._settings = types.SimpleNamespace(s=1.0)
+
+        @property
+        def settings(self) -> Any:
+            return self._settings
+
+        def model(self, x: Tensor) -> None:
+            model(x, s=self.settings.s)
+
+    story = Story()
+    svi = make(story.model, guide, optimizer(), Trace_ELBO())
+    return steps(svi, 15, lambda: setattr(story._settings, "s", 3.0))
+
+
+def settings_in_numbered_loops(make: Any) -> Any:
+    parts = [types.SimpleNamespace(s=1.0) for _ in range(2)]
+
+    def looping(x: Tensor) -> None:
+        s = 1.0
+        for i, part in enumerate(parts):
+            for other, w in zip([parts[i]], [1.0]):  # noqa: B905
+                s = s * part.s * other.s**w
+        model(x, s=s)
+
+    return steps(make(looping, guide, optimizer(), Trace_ELBO()), 15, lambda: setattr(parts[0], "s", 3.0))
+
+
+def written_in_a_loop(make: Any) -> Any:
+    parts = [types.SimpleNamespace() for _ in range(2)]
+
+    def writing(x: Tensor) -> None:
+        for part in parts:
+            part.mean = x.mean().detach() + pyro.param("m", torch.zeros(())).detach()
+        guide(x)
+
+    svi, found = make(model, writing, optimizer(), Trace_ELBO()), []
+    for _ in range(8):
+        svi.step(X)
+        found.append(float(parts[0].mean))
+    return found
+
+
+def keywords_of_a_partial(make: Any) -> Any:
+    partial = functools.partial(model, s=1.0)
+    svi = make(lambda x: partial(x), guide, optimizer(), Trace_ELBO())
+    return steps(svi, 15, lambda: partial.keywords.update(s=3.0))
+
+
+def a_cached_function(make: Any) -> Any:
+    settings = types.SimpleNamespace(s=1.0)
+
+    @functools.cache
+    def slope() -> Any:
+        return settings.s
+
+    def change() -> None:
+        settings.s = 3.0
+        slope.cache_clear()
+
+    return steps(make(lambda x: model(x, s=slope()), guide, optimizer(), Trace_ELBO()), 15, change)
+
+
+def code_replaced_in_place(make: Any) -> Any:
+    """As IPython's autoreload does."""
+
+    def slope() -> float:
+        return 1.0
+
+    def other() -> float:
+        return 3.0
+
+    svi = make(lambda x: model(x, s=slope()), guide, optimizer(), Trace_ELBO())
+    return steps(svi, 15, lambda: setattr(slope, "__code__", other.__code__))
+
+
+def forward_of_a_class_replaced(make: Any) -> Any:
+    class Layer(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    svi = make(model, linear_guide(Layer(3, 1)), optimizer(), Trace_ELBO())
+    return steps(svi, 15, lambda: setattr(Layer, "forward", lambda self, x: 3 * nn.Linear.forward(self, x)))
+
+
 def models_made_anew(make: Any) -> Any:
     svi, found = make(model, guide, optimizer(), Trace_ELBO()), []
     for e in range(6):
@@ -338,6 +463,16 @@ PROBES = [
     objects_in_a_loop,
     a_pair,
     a_partial_with_a_setting,
+    a_setting_in_a_branch,
+    a_setting_in_either_branch,
+    a_setting_that_a_function_returns,
+    a_setting_that_a_property_returns,
+    settings_in_numbered_loops,
+    written_in_a_loop,
+    keywords_of_a_partial,
+    a_cached_function,
+    code_replaced_in_place,
+    forward_of_a_class_replaced,
     models_made_anew,
     conditioned_data_replaced,
     statistics_alone,
@@ -366,7 +501,17 @@ def test_the_same_as_pyro(probe: Any) -> None:
 
 @pytest.mark.parametrize(
     "probe",
-    [a_setting_handed_to_a_helper, an_attribute_that_comes_later, objects_in_a_loop, a_partial_with_a_setting, a_pair],
+    [
+        a_setting_handed_to_a_helper,
+        an_attribute_that_comes_later,
+        objects_in_a_loop,
+        a_partial_with_a_setting,
+        a_pair,
+        a_setting_in_a_branch,
+        a_setting_that_a_function_returns,
+        settings_in_numbered_loops,
+        code_replaced_in_place,
+    ],
     ids=lambda probe: probe.__name__,
 )
 def test_these_are_captured_all_the_same(probe: Any) -> None:
@@ -379,6 +524,108 @@ def test_these_are_captured_all_the_same(probe: Any) -> None:
 
     probe(keep)
     assert made[0].captures > 0
+
+
+class Holder:
+    """Something to write to, in a way that the reader of a step's code must see."""
+
+    last: Any = None
+    count = 0
+    __slots__ = ("_value", "array", "found", "slot")
+
+    def __init__(self) -> None:
+        self.slot: Any = None
+        self.found: list[Any] = [None]
+        self.array = np.zeros(1)
+
+    @property
+    def value(self) -> Any:
+        return self._value
+
+    @value.setter
+    def value(self, z: Any) -> None:
+        self._value = z
+
+
+GLOBAL: Any = None
+
+
+def writers() -> dict[str, tuple[Callable[[Holder, Any], Any], Callable[[Holder], Any]]]:
+    kept: Any = None
+
+    def to_a_global(h: Holder, z: Any) -> None:
+        global GLOBAL
+        GLOBAL = z
+
+    def to_a_closed_over_variable(h: Holder, z: Any) -> None:
+        nonlocal kept
+        kept = z
+
+    def to_a_class(h: Holder, z: Any) -> None:
+        Holder.last = z
+
+    def to_the_class_of_an_object(h: Holder, z: Any) -> None:
+        type(h).count += 1
+
+    def to_a_slot(h: Holder, z: Any) -> None:
+        h.slot = z
+
+    def by_a_property(h: Holder, z: Any) -> None:
+        h.value = z
+
+    def by_setattr(h: Holder, z: Any) -> None:
+        setattr(h, "slot", z)  # noqa: B010
+
+    def to_a_slice(h: Holder, z: Any) -> None:
+        h.found[:] = [z]
+
+    def by_pop_and_append(h: Holder, z: Any) -> None:
+        h.found.pop()
+        h.found.append(z)
+
+    def to_an_array_in_place(h: Holder, z: Any) -> None:
+        h.array += 1
+
+    def by_a_method_of_an_array(h: Holder, z: Any) -> None:
+        h.array.fill(h.array[0] + 1)
+
+    return {
+        "global": (to_a_global, lambda h: GLOBAL),
+        "closed-over": (to_a_closed_over_variable, lambda h: kept),
+        "class": (to_a_class, lambda h: Holder.last),
+        "class of an object": (to_the_class_of_an_object, lambda h: Holder.count),
+        "slot": (to_a_slot, lambda h: h.slot),
+        "property": (by_a_property, lambda h: h.value),
+        "setattr": (by_setattr, lambda h: h.slot),
+        "slice": (to_a_slice, lambda h: h.found[0]),
+        "pop": (by_pop_and_append, lambda h: h.found[0]),
+        "array in place": (to_an_array_in_place, lambda h: h.array[0]),
+        "array method": (by_a_method_of_an_array, lambda h: h.array[0]),
+    }
+
+
+@pytest.mark.parametrize("way", writers())
+def test_what_a_step_writes_is_written_in_each(way: str) -> None:
+    """The audit compares losses and gradients, and would not find it."""
+    found = []
+    for make in (SVI, compiled):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        holder, (write, read), Holder.count = Holder(), writers()[way], 0
+
+        def writing(x: Tensor, holder: Holder = holder, write: Any = write) -> None:
+            with pyro.plate("d", len(x)):
+                z = pyro.sample("z", dist.Normal(pyro.param("m", torch.zeros(())), 1.0))
+            write(holder, z[0].detach())
+
+        svi, values = make(model, writing, optimizer(), Trace_ELBO()), []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _ in range(5):
+                svi.step(X)
+                values.append(float(read(holder)))
+        found.append(values)
+    assert found[0] == found[1]
 
 
 def test_the_store_holds_what_is_trained(tmp_path: Path) -> None:
