@@ -43,10 +43,9 @@ def model(y: Tensor | None, vae: pv.VAE, damage: Tensor, size: int = 1) -> Tenso
 def damages(height: int, width: int) -> dict[str, Tensor]:
     """What is done to a flat image before the noise, as matrices (S, P)."""
     pixels = torch.eye(height * width)
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    places = torch.stack([rows.flatten(), columns.flatten()], 1).float()
-    blur = torch.exp(-((places[:, None] - places[None]) ** 2).sum(-1) / (2 * 2.0**2))  # a width of 2 pixels
-    return {"noise": pixels, "blur": blur / blur.sum(1, keepdim=True), "mask": pixels[columns.flatten() < width // 2]}
+    places = torch.cartesian_prod(torch.arange(float(height)), torch.arange(float(width)))  # row, column
+    blur = torch.exp(-(torch.cdist(places, places) ** 2) / (2 * 2.0**2))  # a width of 2 pixels
+    return {"noise": pixels, "blur": blur / blur.sum(1, keepdim=True), "mask": pixels[places[:, 1] < width // 2]}
 
 
 def by_nuts(args: argparse.Namespace, *inputs: object, start: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -98,8 +97,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
                 draws[method] = by_nuts(args, *inputs, start=start)
             else:
                 draws[method], start = by_guide(args, GUIDES[method], *inputs)
-            seconds = {"seconds": time.perf_counter() - started}
-            metrics[f"{name}, {method}"] = judge(draws[method], truth, vae) | seconds
+            metrics[f"{name}, {method}"] = judge(draws[method], truth, vae) | {"seconds": time.perf_counter() - started}
         for method in GUIDES:
             for site, exact in draws["NUTS"].items():
                 ours, values = draws[method][site], metrics[f"{name}, {method}"]
@@ -121,12 +119,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
 def train(args: argparse.Namespace, images: Tensor) -> pv.VAE:
     """Train a VAE on the binarized images."""
     pixels, latent, hidden = images.shape[1], args.latent_dim, (200, 200)
+    likelihood = pv.BernoulliLikelihood(pv.MLP(latent, pixels, hidden))
     vae = pv.VAE(
-        pv.StandardNormalPrior(latent),
-        pv.BernoulliLikelihood(pv.MLP(latent, pixels, hidden_dims=hidden)),
-        pv.DiagonalNormalPosterior(pv.MLP(pixels, 2 * latent, hidden_dims=hidden)),
+        pv.StandardNormalPrior(latent), likelihood, pv.DiagonalNormalPosterior(pv.MLP(pixels, 2 * latent, hidden))
     )
-    vae.likelihood.initialize_output_bias(pv.data.to_float(images))
+    likelihood.initialize_output_bias(pv.data.to_float(images))
     batches = pv.data.Batches(images, batch_size=200, shuffle=True, seed=args.seed, transform=pv.data.binarize)
     decay = 0.1 ** (1 / (args.epochs * len(batches)))
     optimizer = pv.Adam({"lr": 2e-3}, scheduler=lambda adam: ExponentialLR(adam, decay))

@@ -91,7 +91,7 @@ def small_network(prior_scale: float) -> tuple[pv.VAE, Any]:
 
 @pytest.mark.slow
 def test_weights_and_z_agree_with_nuts() -> None:
-    """q(w) of full covariance beside q(z|x), where w and z correlate little: means and standard deviations."""
+    """q(w) of full covariance beside q(z|x). They are independent, so that what multiplies z comes out too certain."""
     _, x = data(20)
     vae, model = small_network(prior_scale=0.3)
     guide = pv.AutoGlobalGuide(model, vae.guide, kind(vae.likelihood, AutoMultivariateNormal))
@@ -102,16 +102,15 @@ def test_weights_and_z_agree_with_nuts() -> None:
     with torch.no_grad():
         draws = [{**guide.global_guide(x), "z": vae.guide(x)} for _ in range(1000)]
     kernel = NUTS(model, init_strategy=vae.likelihood.init_to_parameters, max_tree_depth=5)
-    mcmc = MCMC(kernel, num_samples=300, warmup_steps=150, disable_progbar=True)
+    mcmc = MCMC(kernel, num_samples=200, warmup_steps=100, disable_progbar=True)
     mcmc.run(x)
     for name, exact in mcmc.get_samples().items():
         ours = torch.stack([draw[name] for draw in draws])
         error = ((ours.mean(0) - exact.mean(0)) / exact.std(0)).abs().max().item()
         ratio = ours.std(0) / exact.std(0)
         assert error < 0.5, (name, error)
-        assert ratio.min() > 0.7, (name, ratio)
+        assert ratio.min() > (0.6 if name.endswith("layers.0.weight") else 0.75), (name, ratio)
         assert ratio.max() < 1.3, (name, ratio)
-        print(name, error, ratio.min().item(), ratio.max().item())
 
 
 def test_mini_batches_weigh_the_prior_of_the_weights_once() -> None:
