@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
+from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -136,6 +138,30 @@ def test_a_mixture_begins_on_draws() -> None:
     torch.testing.assert_close((prior.log_scale[0, 0] - prior.log_scale[0, 1]).exp(), z[:, 0].std() / z[:, 1].std())
     with pytest.raises(ValueError, match=r"z: expected shape \(N, 2\), got \(50,\)"):
         prior.initialize(z[:, 0])
+
+
+def test_a_mixture_takes_the_components_of_a_fit() -> None:
+    z = np.random.default_rng(0).normal(size=(300, D)) * [1.0, 0.2] + 3.0 * (np.arange(300)[:, None] % 3)
+    fit = GaussianMixture(3, covariance_type="diag", random_state=0).fit(z)
+    prior = pv.MixturePrior(D, 3)
+    prior.set_components(fit.weights_, fit.means_, fit.covariances_**0.5)
+    expected = torch.as_tensor(fit.score_samples(z)).float()
+    torch.testing.assert_close(prior().log_prob(torch.as_tensor(z).float()), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_components_that_fit_no_mixture_are_refused() -> None:
+    prior, ones = pv.MixturePrior(D, 3), torch.ones(3, D)
+    for components, message in (
+        ((torch.ones(3), ones, ones), r"weights: expected 3 probabilities above 0 that sum to 1"),
+        (([0.2, 0.3, 0.5], ones[:2], ones), r"loc: expected shape \(3, 2\), a row for each component, got \(2, 2\)"),
+        (([0.2, 0.3, 0.5], ones, 0 * ones), r"scale: expected finite numbers above 0, got 0"),
+        (([0.2, 0.3, 0.5], ones * math.nan, ones), r"loc: expected finite numbers, got nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prior.set_components(*components)
+    conditional = pv.MixturePrior(D, 3, network=nn.Linear(2, 3))
+    with pytest.raises(ValueError, match=r"weights: expected a prior whose weights are parameters"):
+        conditional.set_components([0.2, 0.3, 0.5], ones, ones)
 
 
 def test_a_vamp_prior_is_the_mixture_of_its_posteriors_and_owns_none_of_their_parameters() -> None:

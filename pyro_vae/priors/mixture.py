@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from .._checks import require_positive_int, require_tensor
+from .._checks import require_positive_int, require_probs, require_tensor
 from .flow import context_of
 
 __all__ = ["MixturePrior"]
@@ -69,6 +69,38 @@ class MixturePrior(nn.Module):
             self.loc.copy_(z[torch.randint(len(z), (components,), device=z.device)])
             spread = z.std(0, correction=0).clamp(min=1e-3) * components ** (-1 / (latent_dim + 4))
             self.log_scale.copy_(spread.log().expand_as(self.log_scale))
+
+    def set_components(self, weights: Any, loc: Any, scale: Any) -> None:
+        """Set the components to those of a mixture that was fitted elsewhere.
+
+        A fit ``g`` of scikit-learn's ``GaussianMixture(K, covariance_type="diag")`` has ``g.weights_``, ``g.means_``
+        and ``g.covariances_ ** 0.5``.
+
+        Args:
+            weights: ``(K,)``, probabilities above 0 that sum to 1; tensor or array, like the others.
+            loc: ``(K, D)``, the means.
+            scale: ``(K, D)``, the standard deviations.
+
+        Raises:
+            ValueError: one of them has another shape or values that it cannot have; the weights come from a network.
+        """
+        if self.weights.network is not None:
+            raise ValueError("weights: expected a prior whose weights are parameters, got one with a network for them.")
+        shape = tuple(self.loc.shape)
+        weights = require_probs("weights", weights, shape[0])
+        loc, scale = (torch.as_tensor(value, dtype=torch.float64) for value in (loc, scale))
+        for name, value, allowed, numbers in (
+            ("loc", loc, loc.isfinite(), "finite numbers"),
+            ("scale", scale, scale.isfinite() & (scale > 0), "finite numbers above 0"),
+        ):
+            if tuple(value.shape) != shape:
+                raise ValueError(f"{name}: expected shape {shape}, a row for each component, got {tuple(value.shape)}.")
+            if not allowed.all():
+                raise ValueError(f"{name}: expected {numbers}, got {value[~allowed][0].item():g}.")
+        with torch.no_grad():
+            self.loc.copy_(loc)
+            self.log_scale.copy_(scale.log())
+            self.weights.logits.copy_(weights.log())
 
     def forward(self, *given: Any) -> dist.MixtureSameFamily:
         """Return p(z), or p(z|y)."""
