@@ -526,6 +526,19 @@ def test_these_are_captured_all_the_same(probe: Any) -> None:
     assert made[0].captures > 0
 
 
+def test_an_assertion_in_a_model_is_no_state_even_as_pytest_rewrites_it() -> None:
+    def asserting(x: Tensor) -> Any:
+        assert x.ndim == 2, "rows of data"
+        assert len(x) in (5, 10, 20)
+        return model(x)
+
+    pyro.clear_param_store()
+    svi = compiled(asserting, guide, optimizer(), Trace_ELBO(), on_refusal="raise")
+    for _ in range(4):
+        svi.step(X)
+    assert svi.captures == 1
+
+
 class Holder:
     """Something to write to, in a way that the reader of a step's code must see."""
 
