@@ -124,8 +124,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--images", type=int, default=500, help="for training")
     add("--validation", type=int, default=500, help="further images, which stop the point estimates")
-    add("--test", type=int, default=1000, help="test images")
-    add("--epochs", type=int, default=400)
+    add("--test", type=int, default=500, help="test images")
+    add("--epochs", type=int, default=300)
     add("--latent-dim", type=int, default=10)
     add(
         "--scale",
@@ -133,9 +133,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=4.0,
         help="of the prior: N(0, scale^2 / n) for the weights of a unit with n inputs",
     )
-    add("--dropout", type=float, default=0.3, help="share of the pixels that the encoder does not see in training")
-    add("--draws", type=int, default=20, help="of w in the test")
-    add("--particles", type=int, default=20, help="of z for each draw of w; a point estimate has as many in all")
+    add("--dropout", type=float, default=0.5, help="share of the pixels that the encoder does not see in training")
+    add("--draws", type=int, default=200, help="of w in the test")
+    add("--particles", type=int, default=10, help="of z for each draw of w; a point estimate has as many in all")
     add("--dataset", choices=pv.data.DATASETS, default="mnist")
     add("--data-dir", type=Path, help="folder of the data set; without it, MNIST is downloaded")
     add("--output-dir", type=Path, default=Path("runs/bayesian_decoder"))

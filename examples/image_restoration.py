@@ -60,7 +60,7 @@ def by_guide(args: argparse.Namespace, kind: type, *inputs: object) -> tuple[dic
     """Draws of z and noise from an autoguide, and its medians."""
     pyro.clear_param_store()
     guide = kind(model, init_scale=0.05)
-    optimizer = pv.Adam({"lr": 0.03}, scheduler=lambda adam: ExponentialLR(adam, 0.01 ** (1 / args.steps)))
+    optimizer = pv.Adam({"lr": 0.1}, scheduler=lambda adam: ExponentialLR(adam, 0.01 ** (1 / args.steps)))
     svi = SVI(model, guide, optimizer, Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1))
     for _ in range(args.steps):
         svi.step(*inputs)
