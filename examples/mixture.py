@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import pyro
 import torch
 import torch.nn.functional as F
 from pyro import poutine
-from pyro.infer import TraceEnum_ELBO
+from pyro.infer import SVI, TraceEnum_ELBO
 from scipy.optimize import linear_sum_assignment
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 import pyro_vae as pv
 
-CLUSTERS = 10
+CLUSTERS, LATENT_DIM = 10, 10
 Shape = tuple[int, int]
 
 
@@ -66,15 +66,15 @@ class Jitter(nn.Module):
         return affine(x, [1 + wide, 2 * (shear - turn), right, 2 * turn, 1 + high, down], self.shape)
 
 
-def train(model: Any, guide: Any, objective: Any, batches: pv.data.Batches, epochs: int, rate: float, beta: Callable,
-          precision: str) -> None:  # fmt: skip
-    """Train with a learning rate that rises to ``rate`` and falls."""
-    steps = epochs * len(batches)
-    optimizer = pv.Adam(
-        {"lr": rate}, scheduler=lambda adam: OneCycleLR(adam, rate, total_steps=steps, cycle_momentum=False)
-    )
-    svi = pv.CompiledSVI(model, guide, optimizer, objective, precision=precision)
-    pv.fit(svi, batches, epochs=epochs, schedules={"beta": beta})
+def train(args: argparse.Namespace, model: Any, guide: Any, objective: Any, data: tuple[Tensor, ...], epochs: int,
+          rate: float, warmup: float = 0.0) -> None:  # fmt: skip
+    """Train with a learning rate that rises to ``rate`` and falls, and a beta that rises to 1 in ``warmup`` epochs."""
+    options = {"batch_size": args.batch_size, "shuffle": True, "drop_last": True, "seed": args.seed}
+    batches = pv.data.Batches(*data, **options, transform=pv.data.binarize)
+    schedule = {"max_lr": rate, "total_steps": epochs * len(batches), "cycle_momentum": False}
+    parts = (model, guide, pv.Adam({"lr": rate}, scheduler=lambda adam: OneCycleLR(adam, **schedule)), objective)
+    svi = SVI(*parts) if args.no_compile else pv.CompiledSVI(*parts, precision=args.precision)
+    pv.fit(svi, batches, epochs=epochs, schedules={"beta": pv.linear_warmup(warmup)})
 
 
 def initialize(prior: pv.MixturePrior, q: Any, seed: int) -> Tensor:
@@ -101,35 +101,31 @@ def main(argv: Sequence[str] | None = None) -> float:
     pyro.set_rng_seed(args.seed)
     images = pv.data.load(args.dataset, args.data_dir, download=args.data_dir is None)
     shape, pixels = images.image_shape, images.train_images.shape[1]
-    x, test = (upright(part, shape) for part in (images.train_images[: args.rows], images.test_images))
+    x, test = (
+        upright(part, shape) for part in (images.train_images[: 500 if args.smoke else None], images.test_images)
+    )
     started = time.perf_counter()
-    encoder = nn.Sequential(Jitter(shape), pv.MLP(pixels, 2 * args.latent_dim, args.hidden_dims))
-    likelihood = pv.BernoulliLikelihood(pv.MLP(args.latent_dim, pixels, args.hidden_dims[::-1]))
+    encoder = nn.Sequential(Jitter(shape), pv.MLP(pixels, 2 * LATENT_DIM, args.hidden_dims))
+    likelihood = pv.BernoulliLikelihood(pv.MLP(LATENT_DIM, pixels, args.hidden_dims[::-1]))
     likelihood.initialize_output_bias(pv.data.to_float(x))
-    vae = pv.VAE(pv.StandardNormalPrior(args.latent_dim), likelihood, pv.DiagonalNormalPosterior(encoder))
-    mixture = pv.MixtureVAE(pv.MixturePrior(args.latent_dim, CLUSTERS), likelihood, vae.posterior)
-
-    def batches(*others: Tensor) -> pv.data.Batches:
-        options = {"batch_size": args.batch_size, "shuffle": True, "drop_last": True, "seed": args.seed}
-        return pv.data.Batches(x, *others, **options, transform=pv.data.binarize)
-
-    def conditioned_model(x: Tensor, y: Tensor, beta: Tensor) -> None:
-        poutine.condition(mixture.model, data={"y": y})(x, beta=beta)
-
-    def conditioned_guide(x: Tensor, y: Tensor, beta: Tensor) -> None:
-        poutine.block(mixture.guide, hide=["y"])(x, beta=beta)
+    vae = pv.VAE(pv.StandardNormalPrior(LATENT_DIM), likelihood, pv.DiagonalNormalPosterior(encoder))
+    mixture = pv.MixtureVAE(pv.MixturePrior(LATENT_DIM, CLUSTERS), likelihood, vae.posterior)
 
     first, second, third = args.epochs
-    train(vae.model, vae.guide, pv.TraceSTL_ELBO(), batches(), first, 3e-3, pv.linear_warmup(2), args.precision)
+    train(args, vae.model, vae.guide, pv.TraceSTL_ELBO(), (x,), first, 3e-3, warmup=2.0)
     vae.eval()
     with torch.no_grad():
-        q = vae.encode(pv.data.to_float(x))
-    y = initialize(mixture.prior, q, args.seed)
+        y = initialize(mixture.prior, vae.encode(pv.data.to_float(x)), args.seed)
     mixture.train()
-    one = pv.linear_warmup(0)
-    train(conditioned_model, conditioned_guide, pv.TraceSTL_ELBO(), batches(y), second, 2e-3, one, args.precision)
-    objective = TraceEnum_ELBO(max_plate_nesting=1)
-    train(mixture.model, mixture.guide, objective, batches(), third, 1e-3, one, args.precision)
+
+    def model(x: Tensor, y: Tensor, beta: Tensor) -> None:
+        poutine.condition(mixture.model, data={"y": y})(x, beta=beta)
+
+    def guide(x: Tensor, y: Tensor, beta: Tensor) -> None:
+        poutine.block(mixture.guide, hide=["y"])(x, beta=beta)
+
+    train(args, model, guide, pv.TraceSTL_ELBO(), (x, y), second, 2e-3)
+    train(args, mixture.model, mixture.guide, TraceEnum_ELBO(max_plate_nesting=1), (x,), third, 1e-3)
     minutes = (time.perf_counter() - started) / 60
 
     mixture.eval()
@@ -161,19 +157,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data-dir", type=Path, help="folder with a local copy; without it, download to a cache")
     add("--dataset", choices=pv.data.DATASETS, default="mnist")
     add("--output-dir", type=Path, default=Path("runs/mixture"))
-    add("--rows", type=int, help="train on so many images; default: all")
     add(
         "--epochs", type=int, nargs=3, default=[10, 3, 6], help="of the VAE, of the conditioned mixture, of the mixture"
     )
     add("--batch-size", type=int, default=200)
     add("--hidden-dims", type=int, nargs="+", default=[400, 400], help="encoder's hidden layers, mirrored")
-    add("--latent-dim", type=int, default=10, help="dimensions of z")
     add("--precision", choices=["float32", "bf16"], default="bf16", help="of the matrix products in training")
+    add("--no-compile", action="store_true", help="train with pyro.infer.SVI, uncompiled")
     add("--seed", type=int, default=0)
     add("--smoke", action="store_true", help="a few batches, to see that everything works")
     args = parser.parse_args(argv)
     if args.smoke:
-        args.rows, args.epochs, args.hidden_dims, args.batch_size = 500, [1, 1, 1], [32], 100
+        args.epochs, args.hidden_dims, args.batch_size = [1, 1, 1], [32], 100
     return args
 
 
