@@ -23,7 +23,7 @@ def example():
 
 
 def test_it_prints_elbo_and_accuracy_and_draws_the_clusters(example, tmp_path, capsys):
-    flags = ["--smoke", "--dataset", "digits", "--no-compile", "--output-dir", str(tmp_path)]
+    flags = ["--smoke", "--dataset", "digits", "--output-dir", str(tmp_path)]
     percent = example.main(flags)
     assert 10.0 <= percent <= 100.0
     out = capsys.readouterr().out
@@ -44,7 +44,7 @@ def test_accuracy_is_that_of_the_best_matching(example):
 def test_an_upright_image_is_centered_and_without_slant(example):
     row, column = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
     bar = 255 * torch.exp(-((column - 10 - 0.4 * (row - 16)) ** 2) / 4 - (row - 16) ** 2 / 20)
-    x = pv.data.to_float(example.upright(bar.to(torch.uint8).view(1, -1), (28, 28))).view(28, 28)
+    x = pv.data.to_float(example.upright(bar.to(torch.uint8).view(1, -1))).view(28, 28)
     down, right = row - 13.5, column - 13.5
     assert abs((x * down).sum() / x.sum()) < 0.1
     assert abs((x * right).sum() / x.sum()) < 0.1
@@ -52,7 +52,7 @@ def test_an_upright_image_is_centered_and_without_slant(example):
 
 
 def test_jitter_moves_images_in_training_alone(example):
-    jitter = example.Jitter((8, 8))
+    jitter = example.Jitter()
     x = torch.rand(5, 64)
     assert not torch.equal(jitter(x), x)
     assert jitter(x).shape == x.shape
