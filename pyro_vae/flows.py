@@ -61,7 +61,7 @@ def autoregressive_flow(
     if context_dim:
         require_positive_int("context_dim", context_dim)
     try:
-        import zuko
+        zuko = _import_zuko()
     except ImportError as error:
         raise ImportError(
             "autoregressive_flow needs zuko, which is not installed. Install it: pip install 'pyro_vae[flows]'."
@@ -75,6 +75,15 @@ def autoregressive_flow(
         flow = zuko.lazy.Flow([step.inv for step in steps], flow.base)
     made: nn.Module = flow
     return made
+
+
+def _import_zuko() -> Any:
+    """Import zuko, which switches off the validation of all distributions of torch as it is imported: undo that."""
+    validate = torch.distributions.Distribution._validate_args
+    import zuko
+
+    torch.distributions.Distribution.set_default_validate_args(validate)
+    return zuko
 
 
 class FlowDistribution(ZukoToPyro):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pyro
 import pytest
 import torch
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 import pyro_vae as pv
@@ -28,6 +29,9 @@ def _fresh_start() -> Iterator[None]:
     pyro.set_rng_seed(0)
     yield
     pyro.clear_param_store()
+    was_off = not is_validation_enabled() or not torch.distributions.Distribution._validate_args
+    pyro.enable_validation(True)
+    assert not was_off, "the test leaves validation off, which later tests would take over"
 
 
 @pytest.fixture

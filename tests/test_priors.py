@@ -316,6 +316,17 @@ def test_a_fitted_flow_and_a_conditional_one() -> None:
     assert new is conditional
 
 
+def test_the_first_flow_of_a_process_leaves_validation_on(monkeypatch):
+    """zuko switches off the validation of all distributions of torch as it is imported."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "zuko"]:
+        monkeypatch.delitem(sys.modules, name)
+    constraints = torch.distributions.Distribution.arg_constraints
+    monkeypatch.setattr(torch.distributions.Distribution, "arg_constraints", constraints)
+    pv.autoregressive_flow(2)
+    with pytest.raises(ValueError, match="support"):
+        torch.distributions.Bernoulli(0.5).log_prob(torch.tensor(0.3))
+
+
 def test_bad_parts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     q = posterior()
     for make, message in (
