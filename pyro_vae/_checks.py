@@ -137,7 +137,8 @@ def require_distribution(name: str, value: Any) -> None:
     if not (hasattr(value, "log_prob") and hasattr(value, "event_shape")):
         raise TypeError(
             f"{name}: expected a module whose forward returns a distribution, got one that returns "
-            f"{type(value).__name__}. Wrap a network, as BernoulliLikelihood(network) does."
+            f"{type(value).__name__}. Wrap a network, as BernoulliLikelihood(network) "
+            "and DiagonalNormalPosterior(network) do."
         )
 
 

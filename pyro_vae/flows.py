@@ -73,6 +73,7 @@ def autoregressive_flow(
     if inverse:
         steps = reversed(flow.transform.transforms)
         flow = zuko.lazy.Flow([step.inv for step in steps], flow.base)
+    flow.latent_dim, flow.context_dim = latent_dim, context_dim  # for FlowPosterior's checks
     made: nn.Module = flow
     return made
 
@@ -94,6 +95,22 @@ class FlowDistribution(ZukoToPyro):
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real_vector
+
+    @property
+    def mean(self) -> Tensor:
+        """Refuse: a flow has no mean in closed form."""
+        raise NotImplementedError(
+            "mean: expected a distribution with a mean in closed form, got a flow, which has none. Average draws: "
+            "q.sample((1000,)).mean(0)."
+        )
+
+    @property
+    def variance(self) -> Tensor:
+        """Refuse: a flow has no variance in closed form."""
+        raise NotImplementedError(
+            "variance: expected a distribution with a variance in closed form, got a flow, which has none. Take that "
+            "of draws: q.sample((1000,)).var(0)."
+        )
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         """Draw with gradients, and keep the log-density of the draw."""

@@ -215,6 +215,15 @@ def test_networks_of_another_width_are_refused() -> None:
         pv.LowRankNormalPosterior(nn.Linear(E, 6), rank=2)(x)
     with pytest.raises(ValueError, match=r"2 \* latent_dim \+ 3 .* got 6"):
         pv.FlowPosterior(nn.Linear(E, 6), pv.autoregressive_flow(D, context_dim=3), context_dim=3)(x)
+    with pytest.raises(ValueError, match=r"context_dim: expected 3, that of the flow, got 0"):
+        pv.FlowPosterior(nn.Linear(E, 2 * D + 3), pv.autoregressive_flow(D, context_dim=3))
+    with pytest.raises(ValueError, match=r"network: expected an output width of 6, .* got 4.* latent_dim=2"):
+        pv.FlowPosterior(nn.Linear(E, 4), pv.autoregressive_flow(3))(x)
+    with pytest.raises(ValueError, match=r"network: expected in_features=8, .* got 4"):
+        pv.DiagonalNormalPosterior(nn.Linear(4, 4))(torch.zeros(2, 4), mask=torch.ones(2, 4, dtype=torch.bool))
+    for moment in ("mean", "variance"):
+        with pytest.raises(NotImplementedError, match=rf"{moment}: .* a flow, which has none"):
+            getattr(pv.FlowPosterior(nn.Linear(E, 4), pv.autoregressive_flow(2))(x), moment)
     with pytest.raises(TypeError, match=r"flow: expected a flow of zuko, .* got Linear"):
         pv.FlowPosterior(nn.Linear(E, 6), nn.Linear(2, 2))
     with pytest.raises(ValueError, match="rank: expected an integer of at least 1, got 0"):

@@ -341,6 +341,12 @@ def test_bad_parts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             make()
     with pytest.raises(TypeError, match="pseudo_inputs: expected floating-point values"):
         pv.VampPrior(q, torch.ones(4, 6, dtype=torch.uint8))
+    with pytest.raises(TypeError, match=r"pseudo_inputs: .* got a number, 50. Take rows .* train_x\[:50\]"):
+        pv.VampPrior(q, 50)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"posterior: expected a module whose forward returns a distribution"):
+        pv.VampPrior(nn.Linear(6, 2 * D), torch.rand(4, 6))()
+    with pytest.raises(TypeError, match=r"flow: expected a flow of zuko, got int. Make one by"):
+        pv.FlowPrior(2)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "zuko", None)
     with pytest.raises(ImportError, match=r"pip install 'pyro_vae\[flows\]'"):
         pv.autoregressive_flow(D)

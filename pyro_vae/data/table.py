@@ -75,7 +75,8 @@ def table(frame: Any, columns: Mapping[Any, str | int] | None = None) -> Table:
         ``Table(values, columns, names, categories)``: ``values`` is ``(N, C)`` in torch's default dtype.
 
     Raises:
-        TypeError: ``frame`` is not a frame; a column holds dates, or objects of several types.
+        TypeError: ``frame`` is not a frame; ``columns`` is no dictionary; a column holds dates, or objects of
+            several types.
         ValueError: a column without any value, or of one category; an infinite value; ``columns`` names none of the
             frame's; a kind that does not fit.
 
@@ -92,6 +93,11 @@ def table(frame: Any, columns: Mapping[Any, str | int] | None = None) -> Table:
     if not (hasattr(frame, "columns") and hasattr(frame, "dtypes") and hasattr(frame, "iloc")):
         raise TypeError(f"frame: expected a pandas.DataFrame, got {type(frame).__name__}.")
     names = tuple(frame.columns)
+    if columns is not None and not isinstance(columns, Mapping):
+        raise TypeError(
+            f"columns: expected a dictionary from names to kinds, got {columns!r}. Write "
+            '{"age": "real", "grade": 5}, or leave it out.'
+        )
     wanted = dict(columns or {})
     unknown = [name for name in wanted if name not in names]
     if unknown:
@@ -151,7 +157,7 @@ def _categories(name: Any, series: Any, wanted: Any) -> tuple[Tensor, str | int,
     if wanted not in (None, kind) and (classes is None or classes < len(categories)):
         raise ValueError(
             f"columns[{name!r}]: expected a number of classes, at least {len(categories)}, for the categories "
-            f"{list(categories)}, got {wanted!r}."
+            f"{list(categories)}, got {wanted!r}. Write {len(categories)}, or leave the column out of columns."
         )
     kind = kind if classes is None else classes
     codes = torch.tensor(series.cat.codes.to_numpy(), dtype=torch.get_default_dtype())

@@ -100,7 +100,13 @@ class MixedLikelihood(nn.Module):
         """Return p(x|z); ``given`` is not used."""
         predicted = bool(self.scale.outputs)
         expected = self.num_outputs(self.columns, "predicted" if predicted else "per-dimension")
-        (output,) = network_output(self.network, z, (expected,))
+        output = network_output(self.network, z, None)[0]
+        if output.shape[-1:] != (expected,):
+            raise ValueError(
+                f"network: expected output of shape (*, {expected}) for the columns {self.columns}, got "
+                f"{tuple(output.shape)}. Give it MixedLikelihood.num_outputs(columns) outputs, with the scale= of the "
+                "likelihood."
+            )
         sizes = [len(self._of(*_KINDS)), len(self._of(*_SCALED)) if predicted else 0]
         first, raw, logits = output.split([*sizes, expected - sum(sizes)], -1)
         scale = self.scale([raw])

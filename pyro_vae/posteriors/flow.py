@@ -36,7 +36,8 @@ class FlowPosterior(nn.Module):
         ``forward(x, *given, mask=None)`` returns a distribution of batch shape ``*`` and event shape ``(D,)``.
 
     Raises:
-        ValueError: the network's output is not ``2 * D + C`` wide; ``context_dim`` or ``min_scale`` is out of range.
+        ValueError: the network's output is not ``2 * D + C`` wide; ``context_dim`` or ``min_scale`` is out of range;
+            a flow of ``autoregressive_flow`` was made for another :math:`D` or :math:`C`.
         TypeError: ``x`` is not a floating-point tensor; ``flow`` is no flow of zuko.
 
     Example:
@@ -62,6 +63,12 @@ class FlowPosterior(nn.Module):
         size = as_int(context_dim)
         if size is None or size < 0:
             raise ValueError(f"context_dim: expected an integer of at least 0, got {context_dim!r}.")
+        of_flow = getattr(flow, "context_dim", size)
+        if of_flow != size:
+            raise ValueError(
+                f"context_dim: expected {of_flow}, that of the flow, got {size}. Give FlowPosterior and "
+                "autoregressive_flow the same context_dim."
+            )
         self.network = network
         self.flow: Any = flow
         self.context_dim = size
@@ -77,6 +84,13 @@ class FlowPosterior(nn.Module):
             raise ValueError(
                 f"network: expected an output width of 2 * latent_dim + {self.context_dim} (means, log-variances, "
                 f"context), got {parameters.shape[-1]}. Give the network that many outputs."
+            )
+        of_flow = getattr(self.flow, "latent_dim", latent_dim)
+        if of_flow != latent_dim:
+            raise ValueError(
+                f"network: expected an output width of {2 * of_flow + self.context_dim}, 2 * latent_dim + context_dim "
+                f"of the flow, got {parameters.shape[-1]}. Give the network that many outputs, or make the flow for "
+                f"latent_dim={latent_dim}."
             )
         loc, log_variance, context = parameters.split([latent_dim, latent_dim, self.context_dim], dim=-1)
         base = Independent(Normal(loc, self.min_scale + (log_variance / 2).exp()), 1)

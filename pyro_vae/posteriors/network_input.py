@@ -24,11 +24,17 @@ def network_input(network: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
 
     Raises:
         TypeError: ``x`` is not a floating-point tensor of the network's dtype.
-        ValueError: ``mask`` is not a boolean tensor of the shape of ``x``.
+        ValueError: ``mask`` is not a boolean tensor of the shape of ``x``; the network has inputs for ``x`` alone.
     """
     require_float("x", x, dtype_of(network))
     if mask is None:
         return x
     require_mask("mask", mask, x)
+    width = x.shape[-1]
+    if getattr(network, "in_features", None) == width:
+        raise ValueError(
+            f"network: expected in_features={2 * width}, for x and for which of its {width} elements are observed "
+            f"(elements may be missing), got {width}. Build it with twice as many inputs as x has elements."
+        )
     event_dim = getattr(network, "event_dim", None) or len(getattr(network, "image_shape", (1,)))
     return torch.cat([x.where(mask, torch.zeros_like(x)), mask.to(x.dtype)], dim=-event_dim)

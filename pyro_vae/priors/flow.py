@@ -29,7 +29,7 @@ class FlowPrior(nn.Module):
 
     Raises:
         ValueError: the context is not given.
-        TypeError: the context is not a floating-point tensor.
+        TypeError: ``flow`` is no module; the context is not a floating-point tensor.
 
     Example:
         >>> import torch
@@ -44,6 +44,11 @@ class FlowPrior(nn.Module):
 
     def __init__(self, flow: nn.Module, *, given: int | None = None) -> None:
         super().__init__()
+        if not isinstance(flow, nn.Module):
+            raise TypeError(
+                f"flow: expected a flow of zuko, got {type(flow).__name__}. Make one by "
+                "pyro_vae.autoregressive_flow(latent_dim)."
+            )
         self.flow = flow
         self.given = given
 

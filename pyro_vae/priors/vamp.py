@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from .._checks import require_mask, require_rows, require_tensor
+from .._checks import as_int, require_distribution, require_mask, require_rows, require_tensor
 from .mixture import Weights, mixture
 
 __all__ = ["VampPrior"]
@@ -40,7 +40,7 @@ class VampPrior(nn.Module):
         ``(D,)``. It has no reparameterized sampler.
 
     Raises:
-        TypeError: ``pseudo_inputs`` is not a float tensor.
+        TypeError: ``pseudo_inputs`` is not a float tensor; ``posterior`` returns no distribution.
         ValueError: it has no row; ``pseudo_given`` has other numbers of rows; the network's input is not given.
 
     Example:
@@ -66,6 +66,11 @@ class VampPrior(nn.Module):
         given: int = 0,
     ) -> None:
         super().__init__()
+        if as_int(pseudo_inputs) is not None:
+            raise TypeError(
+                f"pseudo_inputs: expected the pseudo-inputs to start from, a tensor, got a number, {pseudo_inputs}. "
+                f"Take rows of the training data, as floats: train_x[:{pseudo_inputs}]."
+            )
         require_tensor("pseudo_inputs", pseudo_inputs)
         if not pseudo_inputs.is_floating_point():
             raise TypeError(
@@ -92,4 +97,6 @@ class VampPrior(nn.Module):
         """Return p(z), or p(z|y)."""
         (posterior,) = self._posterior
         told = {} if self.mask is None else {"mask": self.mask}
-        return mixture(self.weights(*given), posterior(self.pseudo_inputs, *self._pseudo_given, **told))
+        components = posterior(self.pseudo_inputs, *self._pseudo_given, **told)
+        require_distribution("posterior", components)
+        return mixture(self.weights(*given), components)

@@ -86,6 +86,8 @@ def test_names_may_repeat_and_be_numbers() -> None:
         (pd.DataFrame({"a": [1.0, math.inf]}), None, ValueError, "column 'a': expected finite values, got infinity"),
         (FRAME, {"name": "real"}, ValueError, "columns: expected names of the frame's columns, got 'name'"),
         (FRAME, {"grade": "real"}, ValueError, r"columns\['grade'\]: expected a number of classes, at least 3"),
+        (FRAME, {"grade": "categorical"}, ValueError, r"got 'categorical'. Write 3, or leave the column out"),
+        (FRAME, ["real"] * 9, TypeError, r"columns: expected a dictionary from names to kinds, got \['real'"),
         (FRAME, {"grade": 2}, ValueError, r"columns\['grade'\]: expected a number of classes, at least 3.*got 2"),
     ],
 )
