@@ -196,7 +196,7 @@ def test_columns_of_unknown_kind_are_refused(columns: Any, match: str) -> None:
 
 
 def test_wrong_networks_and_words_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"network: expected output of shape \(\*, 3\).* num_outputs\("):
+    with pytest.raises(ValueError, match=r"network: expected output of shape \(\*, 3\).*num_outputs\("):
         pv.MixedLikelihood(torch.nn.Linear(D, 4), ("real", "binary"))(torch.zeros(5, D))
     with pytest.raises(ValueError, match=r'scale: expected "predicted" or "per-dimension", got 1.0'):
         pv.MixedLikelihood(torch.nn.Linear(D, 4), ("real",), scale=1.0)  # type: ignore[arg-type]
