@@ -43,7 +43,7 @@ class MixtureVAE(VAE):
 
     Args:
         prior: ``(*given)`` to a mixture of normal distributions with diagonal covariances: ``MixturePrior``,
-            ``VampPrior``. Start from clusters that are found already: ``prior.initialize(z)``.
+            ``VampPrior``. Start from clusters that are found already: ``MixturePrior.set_components``.
         likelihood: as in ``VAE``.
         posterior: as in ``VAE``.
         missing: as in ``VAE``.
