@@ -2,7 +2,7 @@
 
     python examples/conditional.py                                 # downloads MNIST once; one quadrant is given
     python examples/conditional.py --quadrants 3 --data-dir DIR    # three are given; reads DIR/MNIST/raw/*
-    python examples/conditional.py --judge validation              # judged on held-out training images, to choose options
+    python examples/conditional.py --judge validation              # on held-out training images, to choose options
 
 y is the pixels given (lower left; then upper left; then upper right), x the rest. Prints log p(x|y) in nats per image,
 and writes ``metrics.json``, ``weights.pt`` and ``quadrants.png`` (given, draws, truth) to ``--output-dir``. Pixels are
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
 
 
 def fill_in(vae: pv.ConditionalVAE, images: Tensor, seen: Tensor, rest: Tensor, draws: int = 6) -> Tensor:
-    """Return for each image what is given on grey, E[x|z, y] for draws of z ~ p(z|y), and the image, (B, draws + 2, P)."""
+    """Return what is given of each image, on grey; E[x|z, y] for draws z ~ p(z|y); the image: (B, draws + 2, P)."""
     y = images[:, seen].repeat_interleave(draws, 0)
     filled = images.repeat_interleave(draws, 0)
     filled[:, rest] = vae.sample(len(y), y, mean=True)

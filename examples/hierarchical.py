@@ -7,8 +7,8 @@
     python examples/hierarchical.py --layers 2 --resume            # goes on where the last run was stopped
 
 Prints the importance-weighted bound on log p(x) of the test images with 5,000 particles, and writes ``metrics.json``,
-``weights.pt``, ``log_likelihoods.pt`` (the bound of each test image, to compare two runs image by image) and checkpoints
-to ``--output-dir``. Pixels are binarized anew each epoch, and once for the test.
+``weights.pt``, ``log_likelihoods.pt`` (the bound of each image, to compare two runs image by image) and checkpoints to
+``--output-dir``. Pixels are binarized anew each epoch, and once for the test.
 """
 
 from __future__ import annotations
