@@ -11,8 +11,8 @@ Adam at 1e-3, batches of 128, at most 101 epochs, stopped 3 epochs after the bes
 Both methods get the same training images (held-out ones set aside), the same binary pixels and the same estimator,
 ``pv.bounds`` with the same number of particles. With ``--pixels grey`` the grey levels themselves are the data, as in
 the tutorial; sum_i x_i log p_i + (1 - x_i) log(1 - p_i) is then no log-probability, but the same for both methods.
-Writes quadrants.json and quadrants.md: nats per image, of the pixels not given. A run that was measured before, with its
-file in the output directory, is not measured again.
+Writes quadrants.json and quadrants.md: nats per image, of the pixels not given. A run that was measured before, whose
+file is in the output directory, is not measured again.
 """
 
 from __future__ import annotations
