@@ -127,12 +127,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--test", type=int, default=500, help="test images")
     add("--epochs", type=int, default=300)
     add("--latent-dim", type=int, default=10)
-    add(
-        "--scale",
-        type=float,
-        default=4.0,
-        help="of the prior: N(0, scale^2 / n) for the weights of a unit with n inputs",
-    )
+    add("--scale", type=float, default=4.0, help="of the prior, N(0, scale^2 / n) for a unit with n inputs")
     add("--dropout", type=float, default=0.5, help="share of the pixels that the encoder does not see in training")
     add("--draws", type=int, default=200, help="of w in the test")
     add("--particles", type=int, default=10, help="of z for each draw of w; a point estimate has as many in all")

@@ -86,9 +86,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     vae.requires_grad_(False)  # the decoder is given from here on
     metrics, rows = {}, []
     for name, damage in damages(*data.image_shape).items():
-        truth = Predictive(model, num_samples=1)(None, vae, damage, args.images)
-        truth = {site: value[0] for site, value in truth.items()}
-        image = vae.decode(truth["z"]).mean
+        found = Predictive(model, num_samples=1)(None, vae, damage, args.images)
+        truth = {site: value[0] for site, value in found.items()}
         inputs = (truth["y"], vae, damage)
         draws, start = {}, {}
         for method in [*GUIDES, "NUTS"]:
@@ -106,10 +105,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         restored = vae.decode(draws["NUTS"]["z"]).mean
         seen = truth["y"] if len(damage) == damage.shape[1] else truth["y"] @ damage  # what is not seen is black
         spread = 3 * restored.std(0)
-        columns = [image, seen, restored.mean(0), spread, *restored[:: args.draws // 3][:3]]
+        columns = [vae.decode(truth["z"]).mean, seen, restored.mean(0), spread, *restored[:: args.draws // 3][:3]]
         rows.append(torch.stack(columns, 1)[:2].flatten(0, 1))
-    for name, values in metrics.items():
-        print(f"{name:30}", "  ".join(f"{key} {value:.2f}" for key, value in values.items()))
+        for method in draws:
+            values = metrics[f"{name}, {method}"]
+            print(name, method, "  ".join(f"{key} {value:.2f}" for key, value in values.items()), flush=True)
     figure = pv.plots.image_grid(torch.cat(rows), data.image_shape, columns=7, title="true, seen, mean, 3 sd, 3 draws")
     figure.savefig(args.output_dir / "restoration.png", dpi=120)
     (args.output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
