@@ -421,7 +421,7 @@ def a_callable_object() -> Setup:
     return changing(story, lambda: setattr(story, "weight", 2.0))
 
 
-@program(AUDIT, says="compared with Pyro")
+@program(NOTICED)
 def a_partial() -> Setup:
     """`functools.partial`, whose keywords are changed"""
     model = functools.partial(observe, weight=1.0)

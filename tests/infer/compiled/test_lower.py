@@ -66,7 +66,9 @@ def test_every_program_computes_the_same_without_writes(name: str, monkeypatch: 
     for got, want in zip(results(simple, tensors), results(graph, tensors), strict=True):
         for a, b in zip(got, want, strict=True):
             assert a.dtype is b.dtype
-            torch.testing.assert_close(a, b, equal_nan=True)
+            # float64 sums of float32 terms, added in another order: within float32's rounding
+            tolerance = {"rtol": 1.3e-6, "atol": 1e-5} if a.dtype is torch.float64 else {}
+            torch.testing.assert_close(a, b, equal_nan=True, **tolerance)
     pyro.clear_param_store()
 
 
