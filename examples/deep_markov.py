@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
 
 import pyro_vae as pv
 
@@ -29,12 +30,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Do it all, and return what metrics.json holds."""
     args = parse_arguments(argv)
     torch.manual_seed(args.seed)
-    sequences = {part: pad(chords) for part, chords in load(args).items()}
-    x, lengths = sequences["train"]
+    chords = load(args)
+    sequences = {part: pad(chords[part]) for part in ("valid", "test")}
+    train = [x[:n] for x, n in zip(*pad(chords["train"]), strict=True)]
 
     decoder = pv.MLP(args.latent_dim, NOTES, hidden_dims=(args.hidden_dim,))
     likelihood = pv.BernoulliLikelihood(decoder)
-    likelihood.initialize_output_bias(torch.cat([s[:n] for s, n in zip(x, lengths, strict=True)]))
+    likelihood.initialize_output_bias(torch.cat(train))
     likelihood.network = nn.Sequential(nn.Dropout(args.dropout), decoder)
     encoder = pv.MLP(args.latent_dim + args.rnn_dim, 2 * args.latent_dim, hidden_dims=())
     dmm = pv.DeepMarkovModel(
@@ -45,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         latent_dim=args.latent_dim,
     )
 
-    batches = pv.data.Batches(x, lengths, batch_size=args.batch_size, shuffle=True, seed=args.seed)
+    by_length = ByLength([len(sequence) for sequence in train], args.batch_size, args.seed)
+    batches = DataLoader(train, batch_sampler=by_length, collate_fn=Collate(args.transpose))
     optimizer = pv.Adam(
         {"lr": args.learning_rate, "weight_decay": args.weight_decay},
         clip_norm=10.0,
@@ -82,6 +85,42 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     draw(dmm, *sequences["test"], path=args.output_dir / "forecast.png")
     print("\n".join(f"{name}: {value:.4g}" for name, value in metrics.items()))
     return metrics
+
+
+class ByLength(Sampler[list[int]]):
+    """Batches of sequences of about one length, others in each epoch, so that little is computed on padding."""
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = torch.tensor(lengths), batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by ``fit`` before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(10_000 * self.seed + self.epoch)
+        order = (self.lengths + 16 * torch.rand(len(self.lengths), generator=generator)).argsort()
+        batches = order.split(self.batch_size)
+        for i in torch.randperm(len(batches), generator=generator).tolist():
+            yield batches[i].tolist()
+
+
+class Collate:
+    """Pad sequences to a multiple of 16 steps, for few shapes, each moved by up to ``transpose`` semitones."""
+
+    def __init__(self, transpose: int) -> None:
+        self.transpose = transpose
+
+    def __call__(self, sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
+        lengths = torch.tensor([len(sequence) for sequence in sequences])
+        x = torch.zeros(len(sequences), -(-int(lengths.max()) // 16) * 16, NOTES)
+        moves = torch.randint(-self.transpose, self.transpose + 1, (len(sequences),)).tolist()
+        for row, sequence, move in zip(x, sequences, moves, strict=True):
+            row[: len(sequence)] = sequence.roll(move, 1)
+        return x, lengths
 
 
 def load(args: argparse.Namespace) -> dict[str, list[list[list[int]]]]:
@@ -136,6 +175,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.0)
     parser.add_argument("--dropout", type=float, default=0.2, help="of the latent variables, in the decoder")
+    parser.add_argument("--transpose", type=int, default=0, help="semitones by which training data move at most")
     parser.add_argument("--warmup", type=float, default=100, help="epochs in which beta rises to 1")
     parser.add_argument("--particles", type=int, default=100, help="of the bound")
     parser.add_argument("--seed", type=int, default=0)

@@ -12,6 +12,7 @@ batch; all others stand there once, with -1 in place of a label. Prints the test
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,17 +43,40 @@ class Posterior(nn.Module):
         return dist.Normal(loc, 1e-3 + (log_variance / 2).exp()).to_event(1)
 
 
+def mlp(side: int, hidden: int) -> nn.Sequential:
+    """Two hidden layers."""
+    return nn.Sequential(
+        nn.Dropout(0.2),
+        *(nn.Linear(side**2, 2 * hidden), nn.BatchNorm1d(2 * hidden), nn.ReLU(), nn.Dropout(0.5)),
+        *(nn.Linear(2 * hidden, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(0.5)),
+        nn.Linear(hidden, CLASSES),
+    )
+
+
+def conv(side: int, hidden: int) -> nn.Sequential:
+    """Three convolutions, the first two followed by pooling, and one hidden layer."""
+
+    def layer(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+        return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+
+    return nn.Sequential(
+        nn.Unflatten(1, (1, side, side)),
+        nn.Dropout(0.2),
+        *(*layer(1, 16), nn.MaxPool2d(2), *layer(16, 32), nn.MaxPool2d(2), *layer(32, 64), nn.Flatten()),
+        *(nn.Dropout(0.5), nn.Linear(64 * (side // 4) ** 2, hidden), nn.BatchNorm1d(hidden), nn.ReLU()),
+        *(nn.Dropout(0.5), nn.Linear(hidden, CLASSES)),
+    )
+
+
+CLASSIFIERS = {"mlp": mlp, "conv": conv}
+
+
 def build_vae(args: argparse.Namespace, images: Tensor) -> pv.SemiSupervisedVAE:
     """Likelihood and posterior with two hidden layers, and a classifier with dropout and batch normalization."""
     pixels, hidden = images.shape[1], args.hidden
     likelihood = pv.BernoulliLikelihood(pv.MLP(args.latent_dim + CLASSES, pixels, (hidden, hidden)))
     likelihood.initialize_output_bias(pv.data.to_float(images))
-    classifier = nn.Sequential(
-        nn.Dropout(0.2),
-        *(nn.Linear(pixels, 2 * hidden), nn.BatchNorm1d(2 * hidden), nn.ReLU(), nn.Dropout(0.5)),
-        *(nn.Linear(2 * hidden, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(0.5)),
-        nn.Linear(hidden, CLASSES),
-    )
+    classifier = CLASSIFIERS[args.classifier](math.isqrt(pixels), hidden)
     return pv.SemiSupervisedVAE(
         pv.StandardNormalPrior(args.latent_dim),
         pv.Conditional(likelihood),
@@ -132,6 +156,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--alone", action="store_true", help="train the classifier on the labelled images alone")
     add("--epochs", type=int, default=60)
     add("--batch-size", type=int, default=100)
+    add("--classifier", choices=list(CLASSIFIERS), default="conv", help="the network of q(y|x)")
     add("--hidden", type=int, default=256, help="width of the hidden layers")
     add("--latent-dim", type=int, default=30, help="dimensions of z")
     add("--alpha", type=float, default=100.0, help="weight of log q(y|x) of a labelled image")

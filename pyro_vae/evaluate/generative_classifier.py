@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,12 +20,12 @@ class Classified(NamedTuple):
 
     log_joint: Tensor  # (N, C): log p(x, y), nats, from below
     log_evidence: Tensor  # (N,): log p(x), nats, from below; low where x is of none of the classes
-    probs: Tensor  # (N, C): p(y|x)
+    probs: Tensor  # (N, C): p(y|x); p(y) where x has density 0 under every class, since it then tells nothing of y
 
     @property
     def y(self) -> Tensor:
         """The most probable class of each datum, ``(N,)``."""
-        return self.log_joint.argmax(-1)
+        return self.probs.argmax(-1)
 
 
 class GenerativeClassifier:
@@ -91,7 +92,9 @@ class GenerativeClassifier:
         num_particles = require_positive_int("num_particles", num_particles)
         log_px = [bounds(*story, *args, num_particles=num_particles, **options).iwae for story in self.stories]
         log_joint = torch.stack(log_px, -1) + self.log_probs.to(log_px[0])
-        return Classified(log_joint, log_joint.logsumexp(-1), log_joint.softmax(-1))
+        log_evidence = log_joint.logsumexp(-1)
+        impossible = (log_evidence == -math.inf)[:, None]
+        return Classified(log_joint, log_evidence, self.log_probs.to(log_joint).where(impossible, log_joint).softmax(-1))
 
 
 def _pair(name: str, story: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:

@@ -54,6 +54,12 @@ def nesting_of(traces: Iterable[Any]) -> int:
 
 def check_match(model_sites: dict[str, Site], guide_sites: dict[str, Site]) -> None:
     """Every latent variable is drawn by the guide, or summed out, and is scored by the model."""
+    observed = [name for name, site in guide_sites.items() if site["is_observed"] and name not in model_sites]
+    if observed and not any(site["is_observed"] for site in model_sites.values()):
+        raise ValueError(
+            f"model, guide: the guide observes {observed[0]!r}, and the model observes nothing. Give the model first: "
+            "(model, guide, ...)."
+        )
     for name, site in model_sites.items():
         if site["is_observed"] or name in guide_sites:
             continue

@@ -130,11 +130,11 @@ class DeepMarkovModel(nn.Module):
         """Draw z_t ~ q(z_t|z_{t-1}, h_t), and return all, ``(*, T, D)``. Arguments as in ``model``."""
         module(self.name, self)
         with self.data_plate(x, lengths, size):
-            h = self.summary(x, lengths)
+            h = self.summary(x, lengths).unbind(1)  # the gradient of h[:, t] would fill all of h anew for each t
             z, path = self.q_0.expand(len(x), -1), []
             for t, real in _times(x, lengths):
                 with real, latent_scale(beta):
-                    z = pyro.sample(f"z_{t}", self.encode(z, h[:, t - 1]))
+                    z = pyro.sample(f"z_{t}", self.encode(z, h[t - 1]))
                 path.append(z)
             return torch.stack(path, -2)
 

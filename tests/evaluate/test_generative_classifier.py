@@ -125,3 +125,24 @@ def test_bad_input_is_refused(binary_data):
         classify(binary_data, num_particles=0)
     with pytest.raises(TypeError, match=r"args: expected the data as positional arguments"):
         classify()
+
+
+def test_a_datum_that_is_impossible_in_every_class_tells_nothing_of_its_class():
+    class Uniform(nn.Module):
+        def __init__(self, high: float) -> None:
+            super().__init__()
+            self.high = high
+
+        def forward(self, z: Tensor) -> pyro.distributions.Independent:
+            low = torch.zeros(*z.shape[:-1], 1)
+            return pyro.distributions.Uniform(low, low + self.high, validate_args=False).to_event(1)
+
+    stories = [
+        pv.VAE(pv.StandardNormalPrior(2), Uniform(high), pv.DiagonalNormalPosterior(nn.Linear(1, 4)))
+        for high in (1.0, 2.0)
+    ]
+    x = torch.tensor([[0.5], [1.5], [3.0]])
+    found = pv.GenerativeClassifier(stories, class_probs=[0.25, 0.75])(x, num_particles=200)
+    assert found.log_evidence[2] == -torch.inf
+    torch.testing.assert_close(found.probs[1:], torch.tensor([[0.0, 1.0], [0.25, 0.75]]))
+    assert found.y[1:].tolist() == [1, 1]

@@ -593,3 +593,19 @@ def test_a_factor_of_the_guide_counts_in_its_datum_and_is_refused_outside() -> N
     assert torch.allclose(log_w, (dist.Normal(0.0, 2**0.5).log_prob(x) - 1).expand(2, 3), atol=1e-5)
     with pytest.raises(ValueError, match="'f' of the guide is observed outside the plate 'data'"):
         trace_log_weights(model, lambda x: guide(x, inside=False), (x,), num_particles=2)
+
+
+def test_model_and_guide_swapped_are_refused() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    x = torch.randn(3)
+    assert trace_log_weights(model, guide, (x,)).shape == (1, 3)
+    with pytest.raises(ValueError, match=r"the guide observes 'x', and the model observes nothing. Give the model first"):
+        trace_log_weights(guide, model, (x,))

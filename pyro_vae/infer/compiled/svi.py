@@ -114,6 +114,8 @@ class CompiledSVI(SVI):
                 f"optim: expected an optimizer of Pyro, got {type(optim).__name__}. Give pyro_vae.Adam({{'lr': 1e-3}}) "
                 "or pyro_vae.FusedOptim(torch.optim.SGD, {'lr': 1e-3}), for instance."
             )
+        if isinstance(loss, type):
+            raise TypeError(f"loss: expected an objective, got the class {loss.__name__}. Give {loss.__name__}().")
         super().__init__(model, guide, optim, loss, loss_and_grads)
         self.compile = compile
         self.precision = precision

@@ -381,3 +381,9 @@ def test_counts_that_are_none_are_refused(name: str, value: Any) -> None:
         pv.CompiledSVI(vae.model, vae.guide, pv.Adam({}), Trace_ELBO(), **{name: value})
     svi = pv.CompiledSVI(vae.model, vae.guide, pv.Adam({}), Trace_ELBO(), **{name: np.int64(2)})
     assert math.isfinite(svi.step(torch.ones(3, 6)))
+
+
+def test_the_class_of_an_objective_is_refused_at_once() -> None:
+    vae = SmallVAE()
+    with pytest.raises(TypeError, match=r"loss: expected an objective, got the class Trace_ELBO. Give Trace_ELBO\(\)"):
+        CompiledSVI(vae.model, vae.guide, Adam({"lr": 0.01}), Trace_ELBO)
