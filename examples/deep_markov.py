@@ -17,7 +17,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from pyro.infer import Trace_ELBO
+from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         clip_norm=10.0,
         scheduler=lambda adam: torch.optim.lr_scheduler.CosineAnnealingLR(adam, args.epochs * len(batches)),
     )
-    svi = pv.CompiledSVI(dmm.model, dmm.guide, optimizer, Trace_ELBO(), compile="graph")
+    svi = pv.CompiledSVI(dmm.model, dmm.guide, optimizer, TraceMeanField_ELBO(), compile="graph")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     history = pv.fit(
         svi,
