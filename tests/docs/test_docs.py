@@ -85,7 +85,18 @@ def _same_part(said: str, printed: str) -> bool:
     return math.isclose(float(said), float(printed), rel_tol=0.05, abs_tol=2.001 * last_digit)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+# Pages whose Python trains for more than about 5 seconds.
+SLOW_PAGES = {
+    "autoencoders.md", "hierarchical.md", "missing_data.md", "mixture.md", "objectives.md", "semi_supervised.md",
+    "sequences.md",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] if page.name in SLOW_PAGES else []) for page in PAGES],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_python_of_the_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": page.stem}
