@@ -22,7 +22,7 @@ class VampPrior(nn.Module):
 
     The pseudo-inputs :math:`u_k` and the weights :math:`\pi_k` are parameters. The posterior is the VAE's own; it is
     not registered a second time, so that each of its parameters has one name. It is evaluated at the K pseudo-inputs
-    once a step.
+    once a step. A VAE whose posterior is replaced needs a new VampPrior too: this one keeps the posterior it was given.
 
     Args:
         posterior: maps ``(K, *E)`` to q(z|x): the posterior that the VAE is given.
