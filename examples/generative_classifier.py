@@ -3,9 +3,9 @@
     python examples/generative_classifier.py                  # downloads MNIST once
     python examples/generative_classifier.py --data-dir DIR   # or reads DIR/MNIST/raw/*
 
-p(y|x) is proportional to p(y) p(x|y), and the importance-weighted bound takes the place of log p(x|y). An image is "none
-of these" where its log p(x) is below the 1 % quantile of held-out training images; shown for test images, for the same
-images upside down, and for their negatives. Writes ``metrics.json`` and ``classes.png`` to ``--output-dir``.
+p(y|x) is proportional to p(y) p(x|y), where the importance-weighted bound takes the place of log p(x|y). An image is
+"none of these" where its log p(x) is below the 1 % quantile of held-out training images: printed for test images, the
+same turned by 180 degrees, and their negatives. Writes ``metrics.json`` and ``classes.png`` to ``--output-dir``.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ batch; all others stand there once, with -1 in place of a label. Prints the test
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -43,47 +44,28 @@ class Posterior(nn.Module):
         return dist.Normal(loc, 1e-3 + (log_variance / 2).exp()).to_event(1)
 
 
-def mlp(side: int, hidden: int) -> nn.Sequential:
-    """Two hidden layers."""
-    return nn.Sequential(
-        nn.Dropout(0.2),
-        *(nn.Linear(side**2, 2 * hidden), nn.BatchNorm1d(2 * hidden), nn.ReLU(), nn.Dropout(0.5)),
-        *(nn.Linear(2 * hidden, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(0.5)),
-        nn.Linear(hidden, CLASSES),
-    )
+def classifier(side: int, hidden: int) -> nn.Sequential:
+    """Three convolutions and a hidden layer, with dropout and batch normalization."""
 
-
-def conv(side: int, hidden: int) -> nn.Sequential:
-    """Three convolutions, the first two followed by pooling, and one hidden layer."""
-
-    def layer(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    def conv(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
         return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
 
     return nn.Sequential(
-        nn.Unflatten(1, (1, side, side)),
-        nn.Dropout(0.2),
-        *(*layer(1, 16), nn.MaxPool2d(2), *layer(16, 32), nn.MaxPool2d(2), *layer(32, 64), nn.Flatten()),
+        *(nn.Unflatten(1, (1, side, side)), nn.Dropout(0.2)),
+        *(*conv(1, 16), nn.MaxPool2d(2), *conv(16, 32), nn.MaxPool2d(2), *conv(32, 64), nn.Flatten()),
         *(nn.Dropout(0.5), nn.Linear(64 * (side // 4) ** 2, hidden), nn.BatchNorm1d(hidden), nn.ReLU()),
         *(nn.Dropout(0.5), nn.Linear(hidden, CLASSES)),
     )
 
 
-CLASSIFIERS = {"mlp": mlp, "conv": conv}
-
-
 def build_vae(args: argparse.Namespace, images: Tensor) -> pv.SemiSupervisedVAE:
-    """Likelihood and posterior with two hidden layers, and a classifier with dropout and batch normalization."""
+    """Return the story: likelihood and posterior with two hidden layers, and the classifier."""
     pixels, hidden = images.shape[1], args.hidden
+    prior, posterior = pv.StandardNormalPrior(args.latent_dim), Posterior(pixels, hidden, args.latent_dim)
     likelihood = pv.BernoulliLikelihood(pv.MLP(args.latent_dim + CLASSES, pixels, (hidden, hidden)))
     likelihood.initialize_output_bias(pv.data.to_float(images))
-    classifier = CLASSIFIERS[args.classifier](math.isqrt(pixels), hidden)
-    return pv.SemiSupervisedVAE(
-        pv.StandardNormalPrior(args.latent_dim),
-        pv.Conditional(likelihood),
-        Posterior(pixels, hidden, args.latent_dim),
-        classifier,
-        num_classes=CLASSES,
-    )
+    network = classifier(math.isqrt(pixels), hidden)
+    return pv.SemiSupervisedVAE(prior, pv.Conditional(likelihood), posterior, network, num_classes=CLASSES)
 
 
 def training_data(args: argparse.Namespace, images: pv.data.Images) -> tuple[Tensor, Tensor]:
@@ -91,8 +73,7 @@ def training_data(args: argparse.Namespace, images: pv.data.Images) -> tuple[Ten
     x, y = images.train_images, images.train_labels
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(args.seed))
     rows = torch.cat([order[y[order] == c][: args.labels // CLASSES] for c in range(CLASSES)])
-    others = torch.ones(len(x), dtype=torch.bool)
-    others[rows] = False
+    others = torch.ones(len(x), dtype=torch.bool).index_fill(0, rows, False)
     repeated = rows.repeat(max(1, len(x) // (9 * len(rows))))
     if args.alone:
         return x[repeated], y[repeated]
@@ -117,17 +98,14 @@ def main(argv: Sequence[str] | None = None) -> float:
         x, y, batch_size=args.batch_size, shuffle=True, drop_last=True, seed=args.seed, transform=pv.data.binarize
     )
     steps = args.epochs * len(batches)
-    optimizer = pv.Adam(
-        {"lr": args.learning_rate},
-        scheduler=lambda adam: OneCycleLR(adam, args.learning_rate, total_steps=steps, cycle_momentum=False),
-    )
+    one_cycle = functools.partial(OneCycleLR, max_lr=args.learning_rate, total_steps=steps, cycle_momentum=False)
+    optimizer = pv.Adam({"lr": args.learning_rate}, scheduler=one_cycle)
     model, guide = (alone(vae), lambda x, y, alpha: None) if args.alone else (vae.model, vae.guide)
     objective = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
     svi = pv.CompiledSVI(model, guide, optimizer, objective, precision=args.precision)
     started = time.perf_counter()
     pv.fit(svi, batches, epochs=args.epochs, schedules={"alpha": lambda t: args.alpha})
-    seconds = time.perf_counter() - started
-    vae.eval()
+    seconds, vae = time.perf_counter() - started, vae.eval()
     guesses = torch.cat([vae.classify(part).argmax(1) for part in pv.data.to_float(images.test_images).split(1000)])
     error = 100 * (guesses != images.test_labels).double().mean().item()
     kind, over = "classifier alone" if args.alone else "M2", "validation" if args.validate else "test"
@@ -154,9 +132,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data-dir", type=Path, help="folder with a local copy; without it, download to a cache")
     add("--dataset", choices=pv.data.DATASETS, default="mnist")
     add("--alone", action="store_true", help="train the classifier on the labelled images alone")
-    add("--epochs", type=int, default=60)
+    add("--epochs", type=int, default=20)
     add("--batch-size", type=int, default=100)
-    add("--classifier", choices=list(CLASSIFIERS), default="conv", help="the network of q(y|x)")
     add("--hidden", type=int, default=256, help="width of the hidden layers")
     add("--latent-dim", type=int, default=30, help="dimensions of z")
     add("--alpha", type=float, default=100.0, help="weight of log q(y|x) of a labelled image")
@@ -166,9 +143,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--smoke", action="store_true", help="a few batches, to see that everything works")
     args = parser.parse_args(argv)
-    if args.smoke:
-        args.epochs, args.hidden, args.batch_size = 1, 32, 100
-    return args
+    return argparse.Namespace(**vars(args) | {"epochs": 1, "hidden": 32}) if args.smoke else args
 
 
 if __name__ == "__main__":

@@ -93,8 +93,8 @@ class GenerativeClassifier:
         log_px = [bounds(*story, *args, num_particles=num_particles, **options).iwae for story in self.stories]
         log_joint = torch.stack(log_px, -1) + self.log_probs.to(log_px[0])
         log_evidence = log_joint.logsumexp(-1)
-        impossible = (log_evidence == -math.inf)[:, None]
-        return Classified(log_joint, log_evidence, self.log_probs.to(log_joint).where(impossible, log_joint).softmax(-1))
+        logits = self.log_probs.to(log_joint).where((log_evidence == -math.inf)[:, None], log_joint)
+        return Classified(log_joint, log_evidence, logits.softmax(-1))
 
 
 def _pair(name: str, story: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:

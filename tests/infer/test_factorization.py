@@ -607,5 +607,5 @@ def test_model_and_guide_swapped_are_refused() -> None:
 
     x = torch.randn(3)
     assert trace_log_weights(model, guide, (x,)).shape == (1, 3)
-    with pytest.raises(ValueError, match=r"the guide observes 'x', and the model observes nothing. Give the model first"):
+    with pytest.raises(ValueError, match=r"the guide observes 'x', and .* Give the model first"):
         trace_log_weights(guide, model, (x,))

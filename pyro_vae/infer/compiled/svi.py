@@ -121,8 +121,7 @@ class CompiledSVI(SVI):
         self.precision = precision
         self.check_steps = require_count("check_steps", check_steps)
         self.compile_after = require_count("compile_after", compile_after)
-        self._cache = Cache(require_count("max_captures", max_captures))
-        self._gradients = Gradients()
+        self._cache, self._gradients = Cache(require_count("max_captures", max_captures)), Gradients()
         self._params: dict[str, Tensor] = {}  # those of the last call that Pyro ran
         self._owed: dict[str, int] = {}  # calls made before a resume, by digest of their key
         self._words = Words(raising=on_refusal == "raise")
