@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "deep_markov.py"
 
@@ -43,3 +44,31 @@ def test_without_data_it_says_what_it_needs(example: Any, capsys: Any) -> None:
     with pytest.raises(SystemExit):
         example.main([])
     assert "--data: expected the file of the chorales, or --smoke" in capsys.readouterr().err
+
+
+def test_batches_are_of_about_one_length_and_others_in_each_epoch(example: Any) -> None:
+    lengths = [int(n) for n in torch.randint(5, 130, (95,), generator=torch.Generator().manual_seed(0))]
+    sampler = example.ByLength(lengths, batch_size=20, seed=0)
+    epochs = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(batches) == len(sampler) == 5
+        assert sorted(i for batch in batches for i in batch) == list(range(95))
+        spread = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in batches]
+        assert max(spread) < 60 < max(lengths) - min(lengths)
+        epochs.append(batches)
+    assert epochs[0] == epochs[2] != epochs[1]
+
+
+def test_sequences_are_padded_to_few_lengths_and_transposed(example: Any) -> None:
+    sequences = [torch.zeros(n, 88) for n in (3, 17, 32)]
+    for sequence in sequences:
+        sequence[:, 40] = 1.0
+    x, lengths = example.Collate(0)(sequences)
+    assert x.shape == (3, 32, 88)
+    assert lengths.tolist() == [3, 17, 32]
+    assert (x.sum(2) == (torch.arange(32) < lengths[:, None])).all()
+    moved = torch.cat([example.Collate(2)(sequences)[0] for _ in range(30)])
+    assert {int(i) for i in moved[:, 0].argmax(1)} == {38, 39, 40, 41, 42}
+    assert torch.equal(sequences[0], x[0, :3])  # the data themselves do not move
