@@ -112,10 +112,9 @@ class Condition(nn.Module):
         if self.num_classes is not None:
             return _columns(y, self.num_classes, dtype)
         if not y.is_floating_point():
-            raise TypeError(
-                f"y: expected a float tensor, got {y.dtype}. For class numbers build "
-                f"ConditionalVAE(..., num_classes=10), for instance; convert other numbers: y.to({dtype})."
-            )
+            numbers = "For class numbers build ConditionalVAE(..., num_classes=10), for instance; convert other numbers"
+            convert = f"{numbers if y.ndim == 1 else 'Convert it'}: y.to({dtype})."
+            raise TypeError(f"y: expected a float tensor, got {y.dtype}. {convert}")
         return y
 
 

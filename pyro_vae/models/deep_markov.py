@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -34,7 +35,7 @@ class DeepMarkovModel(nn.Module):
 
     Sequences of different lengths are padded to one length T, with anything; ``lengths`` says how many steps of each
     are real, and the others count for nothing. All batches of one shape are one captured graph under ``CompiledSVI``,
-    whatever their lengths: pad all batches to the same T.
+    whatever their lengths: pad all batches to one T, or to a few.
 
     Args:
         transition: z_{t-1} ``(*, D)`` to p(z_t|z_{t-1}), of batch shape ``*`` and event shape ``(D,)``:
@@ -112,11 +113,13 @@ class DeepMarkovModel(nn.Module):
 
         Raises:
             TypeError, ValueError: ``x`` is not a float tensor ``(B, T, *E)`` with a step at least; ``lengths`` are not
-                integers ``(B,)`` from 1 to T; data outside the likelihood's support.
+                integers ``(B,)`` from 1 to T (in a captured step the loss is then NaN, and the step is not taken); data
+                outside the likelihood's support.
         """
         module(self.name, self)
         with self.data_plate(x, lengths, size):
-            z, path = self.z_0.expand(len(x), -1), []
+            lengths, z = _start(self.z_0, x, lengths)
+            path = []
             for t, real in _times(x, lengths):
                 with real, latent_scale(beta):
                     z = pyro.sample(f"z_{t}", self.transition(z))
@@ -130,8 +133,9 @@ class DeepMarkovModel(nn.Module):
         """Draw z_t ~ q(z_t|z_{t-1}, h_t), and return all, ``(*, T, D)``. Arguments as in ``model``."""
         module(self.name, self)
         with self.data_plate(x, lengths, size):
+            lengths, z = _start(self.q_0, x, lengths)
             h = self.summary(x, lengths).unbind(1)  # the gradient of h[:, t] would fill all of h anew for each t
-            z, path = self.q_0.expand(len(x), -1), []
+            path = []
             for t, real in _times(x, lengths):
                 with real, latent_scale(beta):
                     z = pyro.sample(f"z_{t}", self.encode(z, h[t - 1]))
@@ -201,6 +205,15 @@ class DeepMarkovModel(nn.Module):
             z = self.transition(z).sample()
             path.append(z)
         return torch.stack(path, -2)
+
+
+def _start(z_0: Tensor, x: Tensor, lengths: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    """Return lengths within 1 to T, and z_0 of each sequence: NaN, and with it the loss, where a length is outside."""
+    z = z_0.expand(len(x), -1)
+    if lengths is None:
+        return None, z
+    inside = lengths.clamp(1, x.shape[1])
+    return inside, z.where((lengths == inside)[:, None], math.nan)
 
 
 def _times(x: Tensor, lengths: Tensor | None) -> Iterator[tuple[int, Any]]:

@@ -293,3 +293,29 @@ def test_a_part_that_is_none_is_refused() -> None:
         pv.DeepMarkovModel(nn.Identity(), nn.Identity(), nn.Identity(), None, latent_dim=2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="size: expected the number of all sequences, at least"):
         make().model(*sequences(), size=3)
+
+
+@pytest.mark.parametrize("bad", [0, -1, 6])
+def test_a_length_outside_is_never_trained_on(bad):
+    torch.manual_seed(0)
+    dmm = pv.DeepMarkovModel(
+        pv.GatedTransition(2, hidden_dim=4),
+        pv.BernoulliLikelihood(nn.Linear(2, 3)),
+        pv.DiagonalNormalPosterior(nn.Linear(2 + 4, 4)),
+        pv.BackwardRNN(3, hidden_dim=4),
+        latent_dim=2,
+    )
+    svi = pv.CompiledSVI(dmm.model, dmm.guide, pv.Adam({"lr": 1e-2}), Trace_ELBO(), compile="graph", check_steps=0)
+    x, lengths = torch.ones(4, 5, 3), torch.tensor([5, 1, 3, 2])
+    for _ in range(3):
+        assert math.isfinite(svi.step(x, lengths))
+    before = [p.clone() for p in dmm.parameters()]
+    with pytest.warns(UserWarning, match="the step was not applied"):
+        assert math.isnan(svi.step(x, torch.tensor([5, bad, 3, 2])))
+    assert all(torch.equal(p, q) for p, q in zip(before, dmm.parameters(), strict=True))
+    assert math.isfinite(svi.step(x, lengths))
+    # At the first call, in fit too, the error says what is wrong.
+    dmm.name = "another"
+    svi = pv.CompiledSVI(dmm.model, dmm.guide, pv.Adam({"lr": 1e-2}), Trace_ELBO(), compile="graph")
+    with pytest.raises(ValueError, match=r"lengths: expected numbers of steps from 1 to 5"):
+        pv.fit(svi, [(x, torch.tensor([5, bad, 3, 2]))], epochs=1, progress=False)
