@@ -240,3 +240,49 @@ def test_refused_with_a_reason() -> None:
     elbo = Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
     with pytest.raises(ValueError, match=r"of shape \(3, 1\), got \(3, 1, 3, 1\). Several draws at once"):
         elbo.loss(model, guide, data()[1])
+
+
+def test_a_bayesian_prior_of_a_vae() -> None:
+    """A trained normal prior N(loc, 1) with a prior over loc: its posterior is that of the mean of x ~ N(loc, 2)."""
+
+    class Prior(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(2))
+
+        def forward(self, *given: Any) -> Any:
+            return dist.Normal(self.loc, 1.0).to_event(1)
+
+    class Likelihood(nn.Module):
+        def forward(self, z: Tensor, *given: Any) -> Any:
+            return dist.Normal(z, 1.0).to_event(1)
+
+    pyro.set_rng_seed(0)
+    x = torch.tensor([2.0, -1.0]) + torch.randn(80, 2)
+    prior = pv.Bayesian(Prior(), name="prior")
+    vae = pv.VAE(prior, Likelihood(), pv.DiagonalNormalPosterior(nn.Linear(2, 4)))
+    story = pv.with_globals(vae.model, prior.sample_parameters)
+    guide = pv.AutoGlobalGuide(story, vae.guide)
+    svi = pv.CompiledSVI(story, guide, pv.Adam({"lr": 0.05}), Trace_ELBO(), compile="graph")
+    pv.fit(svi, [x], epochs=300, progress=False)
+    torch.testing.assert_close(guide.median(x)["prior.loc"], x.sum(0) / (2 + len(x)), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("second_seed", [1])
+def test_two_bayesian_decoders_start_where_they_are_told_and_stay_apart(second_seed: int) -> None:
+    _, x = data()
+    guides, starts = [], []
+    for seed in (0, second_seed):
+        pyro.set_rng_seed(seed)
+        vae, model = linear_parts()
+        guides.append(pv.AutoGlobalGuide(model, vae.guide, kind(vae.likelihood)))
+        starts.append(vae.likelihood.part.network.weight.clone())
+        guides[-1](x)
+        assert torch.equal(guides[-1].median(x)["likelihood.network.weight"], starts[-1])
+        svi = SVI(model, guides[-1], pv.Adam({"lr": 0.1}), Trace_ELBO())
+        trained = [guide.median(x)["likelihood.network.weight"] for guide in guides[:-1]]
+        for _ in range(3):
+            svi.step(x)
+        assert not torch.equal(guides[-1].median(x)["likelihood.network.weight"], starts[-1])
+        for guide, then in zip(guides, trained, strict=False):
+            assert torch.equal(guide.median(x)["likelihood.network.weight"], then)

@@ -18,6 +18,7 @@ PACKAGE = ROOT / "pyro_vae"
 ARROWS = {
     "_checks": set(),
     "_precision": set(),
+    "_store": set(),
     "_version": set(),
     "_warn": set(),
     "networks": {"_checks"},
@@ -28,8 +29,8 @@ ARROWS = {
     "priors": {"flows", "networks", "_checks", "_precision"},
     "posteriors": {"flows", "networks", "_checks", "_precision"},
     "likelihoods": {"networks", "_checks", "_precision"},
-    "models": {"networks", "priors", "posteriors", "likelihoods", "conditional", "_checks"},
-    "infer": {"_checks", "_warn"},
+    "models": {"networks", "priors", "posteriors", "likelihoods", "conditional", "_checks", "_store"},
+    "infer": {"_checks", "_store", "_warn"},
     "evaluate": {"infer", "_checks"},
     "train": {"infer", "_checks", "_version", "_warn"},
     "plots": {"_checks"},

@@ -27,7 +27,9 @@ def log_weights(
 
     .. math:: \log w_{kb} = \log p(x_b, z_{kb}) - \log q(z_{kb} \mid x_b), \qquad z_{kb} \sim q(z \mid x_b)
 
-    They are unscaled: neither ``beta`` nor the plate's N/B changes them. Differentiable with respect to the parameters.
+    They are unscaled: neither ``beta`` nor the plate's N/B changes them, and an observed site or factor of the model
+    that is marked with ``infer={"is_regularizer": True}``, a term of training alone, is left out. Differentiable with
+    respect to the parameters.
 
     - Every latent variable sits in the plate of the data. Further plates, left or right of it (time, pixels, views),
       are summed into their datum. Particles are drawn in a plate left of all others.

@@ -157,8 +157,9 @@ class _Call(NamedTuple):
             if data is None or not _is_real(fn.support) or not fn.has_rsample:
                 raise ValueError(
                     f"site {name!r}: expected a latent variable with real values, in the plate of the data, which can "
-                    f"be shifted and scaled, got {type(fn).__name__}. Sum out what is discrete, in the model: "
-                    "infer={'enumerate': 'parallel'}."
+                    f"be shifted and scaled, got {type(fn).__name__}. A guide of continuous variables alone can be "
+                    "refined. For MixtureVAE, refine VAE(m.prior, m.likelihood, m.posterior), whose bound is the same; "
+                    "in a model of your own sum out what is discrete: infer={'enumerate': 'parallel'}."
                 )
             zeros = torch.zeros_like(site["value"])
             found[name] = Move(zeros, zeros.clone(), data.dim - fn.event_dim)

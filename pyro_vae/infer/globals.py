@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from pyro.infer.autoguide import AutoGuide, AutoNormal
 from torch import Tensor, nn
 
 from . import factorization
+from .global_parameters import claim, without_parameters_of_others
 from .path_gradient import latent_sites
 
 __all__ = ["AutoGlobalGuide", "with_globals"]
@@ -21,7 +23,8 @@ def with_globals(model: Callable[..., Any], globals_fn: Callable[[], Any]) -> Ca
     """Return the model with global latent variables that are drawn before it runs, outside the plate of the data.
 
     What ``globals_fn`` returns follows the positional arguments of the model; in ``VAE`` it is the last of ``*given``,
-    which every part gets. The story itself is not rewritten.
+    which every part gets. Arguments before ``*given`` that are left out get their defaults. The story itself is not
+    rewritten.
 
     Args:
         model: takes the data, then what is given, then what ``globals_fn`` returns.
@@ -33,7 +36,8 @@ def with_globals(model: Callable[..., Any], globals_fn: Callable[[], Any]) -> Ca
         draw them.
 
     Raises:
-        TypeError: (from the function) no positional argument, or a tensor with dimensions from ``globals_fn``.
+        TypeError: (from the function) no positional argument; a tensor with dimensions from ``globals_fn``; a model
+            that takes no further argument.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -50,6 +54,8 @@ def with_globals(model: Callable[..., Any], globals_fn: Callable[[], Any]) -> Ca
         ['w']
     """
 
+    takes = _positional_parameters(model)
+
     @functools.wraps(model)
     def with_draws(*args: Any, **kwargs: Any) -> Any:
         draws = globals_fn()
@@ -65,9 +71,29 @@ def with_globals(model: Callable[..., Any], globals_fn: Callable[[], Any]) -> Ca
                 f"globals_fn: expected a dictionary or tuple of draws, got a tensor of shape {tuple(draws.shape)}, "
                 "which would pass for rows of the data. Return {'name': value}."
             )
+        if takes is not None:
+            left_out = takes[len(args) :]
+            any_number = bool(takes) and takes[-1].kind is inspect.Parameter.VAR_POSITIONAL
+            if not left_out and not any_number:
+                raise TypeError(
+                    f"model: expected one that takes what globals_fn returns after {len(args)} positional arguments, "
+                    f"got {getattr(model, '__qualname__', model)}, which takes no more. Write a model that draws the "
+                    "global variables itself."
+                )
+            if any_number:
+                args = (*args, *(parameter.default for parameter in left_out[:-1]))
         return model(*args, draws, **kwargs)
 
     return with_draws
+
+
+def _positional_parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    """Return the parameters that positional arguments go to; None where Python does not know them."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    return [p for p in parameters if p.kind not in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)]
 
 
 class AutoGlobalGuide(nn.Module):
@@ -77,7 +103,8 @@ class AutoGlobalGuide(nn.Module):
 
     The autoguide takes the latent variables of the model that ``guide`` does not sample, which is found out on the
     first call. They lie outside the plate of the data and are counted once, while the terms of a mini-batch are scaled
-    by N/B: give the model, and ``fit``, the number of all data as ``size``.
+    by N/B: give the model, and ``fit``, the number of all data as ``size``. Each instance has parameters of its own,
+    though under the same names in Pyro's store.
 
     Args:
         model: p(x, z, w).
@@ -119,11 +146,18 @@ class AutoGlobalGuide(nn.Module):
         super().__init__()
         self._functions = (model, guide)  # in a tuple, so that a module among them is no part of this one
         self._kind = kind
-        self.global_guide: Any = None  # made on the first call
+        self._global_guide: Any = None  # made on the first call
+
+    @property
+    def global_guide(self) -> Any:
+        """The autoguide of the global variables, q(w); None before the first call."""
+        if self._global_guide is not None:
+            claim(self._global_guide)
+        return self._global_guide
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Draw the global variables, then run the guide, and return the former by name."""
-        if self.global_guide is None:
+        if self._global_guide is None:
             self._make(args, kwargs)
         draws: dict[str, Any] = self.global_guide(*args, **kwargs)
         self._functions[1](*args, **kwargs)
@@ -132,7 +166,7 @@ class AutoGlobalGuide(nn.Module):
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The median of each global variable under q, by name, after a first step or call on these arguments."""
-        if self.global_guide is None:
+        if self._global_guide is None:
             self._make(args, kwargs)
         medians: dict[str, Tensor] = self.global_guide.median(*args, **kwargs)
         return medians
@@ -161,9 +195,16 @@ class AutoGlobalGuide(nn.Module):
                         f"guide: expected a draw of {name!r}, which lies in the subsampled plate {frame.name!r} and so "
                         "belongs to a datum. Sample it in the guide."
                     )
-        made = self._kind(poutine.block(model, expose=names))
+
+        def given_the_rest(*args: Any, **kwargs: Any) -> Any:
+            """The model with draws of the guide: its own may lie far from the data, or not exist."""
+            with poutine.block():
+                drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+            return poutine.replay(model, trace=drawn)(*args, **kwargs)
+
+        made = self._kind(poutine.block(given_the_rest, expose=names))
         if not isinstance(made, AutoGuide):
             raise TypeError(f"kind: expected a function that makes an AutoGuide, got a {type(made).__name__} from it.")
-        with poutine.block():
+        with poutine.block(), without_parameters_of_others():
             made(*args, **kwargs)
-        self.global_guide = made
+        self._global_guide = made

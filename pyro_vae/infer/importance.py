@@ -120,7 +120,8 @@ def weigh(
         kwargs: see ``model``.
         num_particles: see ``model``.
         plate: see ``model``.
-        tempered: keep what ``poutine.scale`` multiplies (a beta that warms up); the plate's N/B stays out all the same.
+        tempered: keep what ``poutine.scale`` multiplies (a beta that warms up), and sites that the model marks with
+            ``infer={"is_regularizer": True}``; the plate's N/B stays out all the same.
         reparameterized: refuse latent variables that pass no gradient to the guide.
         path: leave the score out of the gradient of log q (see :func:`pyro_vae.infer.path_gradient.path_log_probs`).
         factor: multiplies the gradient that the draws get from both densities; every score must be left out then.
@@ -132,6 +133,8 @@ def weigh(
     model_trace, guide_trace, found, values = _traces(model, guide, args, kwargs, num_particles, factor, nesting)
     model_sites = factorization.sites_with_density(model_trace)
     guide_sites = factorization.sites_with_density(guide_trace)
+    if not tempered:
+        model_sites = {name: site for name, site in model_sites.items() if not site["infer"].get("is_regularizer")}
     factorization.check_match(model_sites, guide_sites)
     guide_sites = factorization.not_given_to_both(model_sites, guide_sites)
     data = factorization.find_data_plate([*model_sites.values(), *guide_sites.values()], plate)

@@ -50,7 +50,7 @@ class Autoencoder(VAE):
     Raises:
         TypeError: ``likelihood`` is not callable, or ``encoder`` not a module.
         ValueError: ``latent_dim`` is no integer of at least 1; a code of another length.
-        RuntimeError: (from ``sample``) no prior was fitted.
+        NotImplementedError: (from ``sample``) no prior was fitted.
 
     Example:
         >>> import torch
@@ -87,10 +87,7 @@ class Autoencoder(VAE):
     def sample_latent(self, n: int, *given: Any) -> Tensor:
         """Draw ``n`` codes from the prior that was fitted to them."""
         if isinstance(self.prior, ImproperPrior):
-            raise RuntimeError(
-                "sample: expected a prior, from which codes can be drawn; an autoencoder is trained without one. "
-                "Fit it afterwards: autoencoder.prior = pyro_vae.fit_prior(autoencoder, train, validation)."
-            )
+            _refuse_draws()
         return super().sample_latent(n, *given)
 
 
@@ -109,7 +106,20 @@ class ImproperPrior(nn.Module):
 class Improper(dist.ImproperUniform):
     """Pyro's improper uniform distribution, its log-density on the device and of the dtype of the value."""
 
+    def sample(self, sample_shape: Any = ()) -> Any:
+        """Refuse to draw."""
+        _refuse_draws()
+
+    rsample = sample
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Return zeros."""
         zeros: Tensor = super().log_prob(value).to(value)
         return zeros
+
+
+def _refuse_draws() -> None:
+    raise NotImplementedError(  # as Pyro's own, which some of its functions catch
+        "sample: expected a prior, from which codes can be drawn; an autoencoder is trained without one. "
+        "Fit it afterwards: autoencoder.prior = pyro_vae.fit_prior(autoencoder, train, validation)."
+    )

@@ -11,12 +11,13 @@ import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
-from .._checks import require_positive_int, require_tensor
+from .._checks import as_int, require_positive_int, require_tensor
 
 __all__ = [
     "MOST_VALUES",
     "Labels",
     "class_prior",
+    "full_like",
     "one_hot",
     "read_labels",
     "require_values",
@@ -49,13 +50,20 @@ def read_labels(name: str, y: Any, classes: int) -> Labels:
             f"{name}: expected class numbers of shape (B,), got {tuple(y.shape)}. "
             f"Turn one-hot vectors into numbers ({name}.argmax(-1)), and a column into a vector ({name}[:, 0])."
         )
+    y = y.long()  # before comparing: -1 is no number of 8 unsigned bits
     valid = (y >= -1) & (y < classes)
     if is_validation_enabled() and not valid.all():
         raise ValueError(
             f"{name}: expected class numbers from 0 to {classes - 1}, or -1 for unknown, got {y[~valid][0].item()}. "
             "Number the classes from 0, and write -1 where there is none, or build the model with more classes."
         )
-    return Labels(y.long().clamp(0, classes - 1), y >= 0, valid)
+    return Labels(y.clamp(0, classes - 1), y >= 0, valid)
+
+
+def full_like(drawn: Tensor, y: Any) -> Any:
+    """Return ``y`` for each of the data that ``drawn`` is for, where it is one number (a numpy one too)."""
+    number = as_int(y) if not isinstance(y, Tensor) else None
+    return y if number is None else torch.full_like(drawn, number)
 
 
 def class_prior(logits: Tensor, labels: Labels | None = None) -> dist.Categorical:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import dtype_of, require_positive_int, require_tensor
+from .._checks import as_int, dtype_of, require_positive_int, require_tensor
 from ..conditional import Conditional
 from .vae import VAE
 
@@ -86,6 +86,21 @@ class ConditionalVAE(VAE):
         self.prior = OfCondition(prior, self.condition, position=0, flat=False)
         self.likelihood = OfCondition(joined[0], self.condition, position=1, flat=True)
         self.posterior = OfCondition(joined[1], self.condition, position=1, flat=event_dim == 1)
+
+    @torch.no_grad()
+    def sample(self, n: int = 1, *given: Any, mean: bool = False) -> Tensor:
+        """Draw ``n`` data from the generative model, ``(n, *E)``.
+
+        Args:
+            n: how many.
+            *given: y, of n rows, or the number of one class for all; what follows as in ``VAE.sample``.
+            mean: as in ``VAE.sample``.
+        """
+        number = as_int(given[0]) if given and self.condition.num_classes is not None else None
+        if number is not None:
+            device = next(self.parameters()).device
+            given = (torch.full((require_positive_int("n", n),), number, device=device), *given[1:])
+        return super().sample(n, *given, mean=mean)
 
 
 class Condition(nn.Module):

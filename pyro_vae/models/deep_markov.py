@@ -193,7 +193,7 @@ class DeepMarkovModel(nn.Module):
         with poutine.block(), pyro.plate("draws", num_samples, dim=-2):
             path = self.guide(x, lengths)  # (S, B, T, D)
         path = path.expand(num_samples, *path.shape[-3:])
-        ends = torch.full((len(x),), x.shape[1]) if lengths is None else lengths
+        ends = torch.full((len(x),), x.shape[1]) if lengths is None else lengths.long()
         last = path[:, torch.arange(len(x), device=x.device), ends - 1]
         p = self.decode(self._go_on(last, steps))
         return p.mean if mean else p.sample()
@@ -212,6 +212,7 @@ def _start(z_0: Tensor, x: Tensor, lengths: Tensor | None) -> tuple[Tensor | Non
     z = z_0.expand(len(x), -1)
     if lengths is None:
         return None, z
+    lengths = lengths.long()
     inside = lengths.clamp(1, x.shape[1])
     return inside, z.where((lengths == inside)[:, None], math.nan)
 
@@ -232,6 +233,11 @@ def _real_elements(x: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def _require_lengths(lengths: Any, x: Tensor) -> None:
+    if isinstance(lengths, (dict, tuple)):
+        raise TypeError(
+            f"lengths: expected a tensor, got a {type(lengths).__name__}, as of global variables (with_globals), which "
+            "DeepMarkovModel does not take. Write a model that draws them itself."
+        )
     require_tensor("lengths", lengths)
     require_rows("lengths", lengths, len(x))
     if lengths.ndim != 1 or lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
@@ -239,6 +245,7 @@ def _require_lengths(lengths: Any, x: Tensor) -> None:
             f"lengths: expected integers of shape ({len(x)},), got {lengths.dtype} of shape {tuple(lengths.shape)}. "
             "Give one number of steps for each sequence."
         )
+    lengths = lengths.long()
     if torch.distributions.Distribution._validate_args and not ((lengths >= 1) & (lengths <= x.shape[1])).all():
         raise ValueError(
             f"lengths: expected numbers of steps from 1 to {x.shape[1]}, that of x, got from {int(lengths.min())} to "

@@ -131,11 +131,15 @@ class DiscreteVAE(VAE):
         """Draw z ~ q(z|x) and return it. Arguments as in ``VAE.model``."""
         module(self.name, self)
         infer: dict[str, Any] = {"enumerate": "parallel"} if self.exact else {}
+        baseline: dict[str, Any] = {}
         if self.baseline is not None:
-            seen = network_input(self.baseline, x, self.observed(x, mask))
-            infer = {"baseline": {"nn_baseline": self._baseline, "nn_baseline_input": seen}}
+            infer = {"baseline": baseline}
+            baseline["nn_baseline_input"] = network_input(self.baseline, x, self.observed(x, mask))
         with self.data_plate(x, *given, size=size), latent_scale(beta):
-            return pyro.sample("z", self.encode(x, *given, mask=mask), infer=infer)
+            z = pyro.sample("z", self.encode(x, *given, mask=mask), infer=infer)
+        if self.baseline is not None:
+            baseline["nn_baseline"] = lambda seen: self._baseline(seen).expand(z.shape[:-1])  # the same for each draw
+        return z
 
     def decode(self, z: Tensor, *given: Any, mask: Tensor | None = None) -> Any:
         """Return p(x|z), a distribution of batch shape ``*`` for class numbers ``z`` ``(*, L)``."""

@@ -12,7 +12,7 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor
 
 from .._checks import require_distribution, require_positive_int, require_rows
-from .classes import read_labels, require_values
+from .classes import full_like, read_labels, require_values
 from .latent_scale import latent_scale
 from .module import module
 from .vae import VAE, naming_what_is_not_finite
@@ -145,11 +145,9 @@ class MixtureVAE(VAE):
             return super().sample(n, *given, mean=mean)
         n = require_positive_int("n", n)
         p = self._mixture(*given)
-        labels = read_labels(
-            "y", torch.full((n,), y) if isinstance(y, int) else y, p.mixture_distribution.logits.shape[-1]
-        )
-        require_rows("y", labels.y, n, "as n")
         drawn = p.mixture_distribution.expand((n,)).sample()
+        labels = read_labels("y", full_like(drawn, y), p.mixture_distribution.logits.shape[-1])
+        require_rows("y", labels.y, n, "as n")
         p_x = self.decode(_component(p, labels.y.where(labels.known, drawn)).sample(), *given)
         return p_x.mean if mean else p_x.sample()
 

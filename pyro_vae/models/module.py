@@ -7,12 +7,14 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import pyro
-from pyro.params.param_store import ParamStoreDict, param_with_module_name
+from pyro.params.param_store import param_with_module_name
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import nn
+
+from .._store import remove
 
 __all__ = ["module"]
 
@@ -71,22 +73,11 @@ def module(name: str, nn_module: ModuleT) -> ModuleT:
             )
         full_name = param_with_module_name(name, parameter_name)
         if full_name in store and store[full_name] is not parameter:
-            _remove(store, full_name)
+            remove(store, full_name)
         pyro.param(full_name, parameter)
         if store._params.get(full_name) is parameter:  # not where a handler replaced it
             store._param_to_name[parameter] = full_name  # it may stand under another name too, from another module
     return nn_module
-
-
-def _remove(store: ParamStoreDict, name: str) -> None:
-    """Remove an entry of the store whose tensor may stand under other names too, which ``del store[name]`` breaks."""
-    parameter = store._params.pop(name)
-    store._constraints.pop(name)
-    if store._param_to_name.get(parameter) == name:
-        del store._param_to_name[parameter]
-        for other, value in store._params.items():
-            if value is parameter:
-                store._param_to_name[parameter] = other
 
 
 def _traces_of_this_run(name: str) -> Iterator[Trace]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._checks import dtype_of, require_positive_int, require_probs, require_rows
 from ..posteriors.network_input import network_input
-from .classes import Labels, class_prior, one_hot, read_labels, require_values, sample_unless_known
+from .classes import Labels, class_prior, full_like, one_hot, read_labels, require_values, sample_unless_known
 from .latent_scale import latent_scale
 from .module import module
 from .vae import VAE, naming_what_is_not_finite
@@ -124,21 +124,25 @@ class SemiSupervisedVAE(VAE):
             mask: as in ``VAE.model``.
             size: as in ``VAE.model``.
             beta: weight of the latent terms, those of y and z; above 0.
-            alpha: weight of log q(y|x) of labelled data, 0 or more; for training, since with it the ELBO is no bound.
-                Give it to ``step``, or to ``fit`` as a schedule, which its validation leaves out.
+            alpha: weight of log q(y|x) of labelled data, 0 or more; for training, since with it the ELBO is no bound:
+                ``log_weights`` and ``bounds`` leave the term out. Give it to ``step``, or to ``fit`` as a schedule.
 
         Returns:
             ``x``, given or drawn.
         """
         module(self.name, self)
         labels = self._labels(x, y)
-        with self.data_plate(x, *given, size=len(labels.y) if x is None and labels is not None else size):
+        if x is None and labels is not None:
+            size = len(labels.y) if size is None else size
+            require_rows("y", labels.y, size, "as in size")
+        with self.data_plate(x, *given, size=size):
             with latent_scale(beta):
                 y = self._one_hot(sample_unless_known("y", class_prior(self.class_logits, labels), labels))
                 z = pyro.sample("z", self.prior(y, *given))
             if x is not None and labels is not None and (isinstance(alpha, Tensor) or alpha != 0):
                 log_q = self._q(x, mask=mask).log_prob(labels.y)
-                pyro.factor("classification", _weight(alpha) * log_q.masked_fill(~labels.known, 0.0))
+                term = dist.Unit(_weight(alpha) * log_q.masked_fill(~labels.known, 0.0))
+                pyro.sample("classification", term, obs=term.sample(), infer={"is_regularizer": True})
             return pyro.sample("x", self.decode(z, y, *given, mask=self.observed(x, mask)), obs=x)
 
     def guide(
@@ -184,7 +188,7 @@ class SemiSupervisedVAE(VAE):
         """
         labels = self._labels(x, y)
         every = torch.eye(self.num_classes, dtype=dtype_of(self), device=x.device)[:, None]
-        means = super().reconstruct(x, every, *given, mask=mask, num_particles=num_particles)  # (C, B, *E)
+        means = self._reconstruct(x, every, *given, mask=mask, num_particles=num_particles)  # (C, B, *E)
         probs = self.classify(x, mask=mask)
         if labels is not None:
             probs = self._one_hot(labels.y).where(labels.known[:, None], probs)
@@ -203,7 +207,7 @@ class SemiSupervisedVAE(VAE):
         n = require_positive_int("n", n)
         drawn = class_prior(self.class_logits).sample((n,))
         if y is not None:
-            labels = read_labels("y", torch.full_like(drawn, y) if isinstance(y, int) else y, self.num_classes)
+            labels = read_labels("y", full_like(drawn, y), self.num_classes)
             require_rows("y", labels.y, n, "as n")
             drawn = labels.y.where(labels.known, drawn)
         return super().sample(n, self._one_hot(drawn), *given, mean=mean)

@@ -212,7 +212,7 @@ class VAE(nn.Module):
 
         Args:
             x: data ``(*, *E)``.
-            *given: as in ``model``.
+            *given: as in ``model``; tensors of as many rows as ``x``.
             mask: as in ``model``.
             num_particles: average E[x|z] over this many draws z ~ q(z|x). By default E[x|z] is taken at the mean of
                 q(z|x), or averaged over 100 draws where q has no mean in closed form (a flow).
@@ -220,6 +220,13 @@ class VAE(nn.Module):
         Returns:
             ``(*, *E)``.
         """
+        require_tensor("x", x)
+        for i, value in enumerate(given):
+            if getattr(value, "ndim", 0) > 0:
+                require_rows(f"given[{i}]", value, len(x))
+        return self._reconstruct(x, *given, mask=mask, num_particles=num_particles)
+
+    def _reconstruct(self, x: Tensor, *given: Any, mask: Tensor | None, num_particles: int | None) -> Tensor:
         q = self.encode(x, *given, mask=mask)
         if num_particles is None:
             try:
@@ -259,7 +266,10 @@ class VAE(nn.Module):
         """Refuse a posterior of another event shape than the prior's: log p(z) would broadcast."""
         if self._compared is not None and self._compared[0] is self.prior and self._compared[1] == shape:
             return  # the prior, which may be costly, is not built again
-        prior = self.prior(*given)
+        try:
+            prior = self.prior(*given)
+        except TypeError:
+            return  # it takes more than the guide is given, global variables; the model raises any other error again
         require_distribution("prior", prior)
         if shape != prior.event_shape:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pyro
@@ -10,7 +11,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoIAFNormal, AutoMultivariateNormal, AutoNormal
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -84,6 +85,110 @@ def test_in_a_plate_of_particles_the_parameters_have_the_shapes_of_one() -> None
 
 def test_a_step_is_captured_and_equal() -> None:
     assert trains_alike(lambda: (model, pv.AutoGlobalGuide(model, guide)), Trace_ELBO, X) == 1
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoMultivariateNormal, AutoIAFNormal])
+def test_two_guides_share_no_parameters(kind: Any) -> None:
+    """All autoguides of one kind have the same names in Pyro's store, and each pair trains as if it were alone."""
+    other = dist.Normal(5.0, 1.0)
+
+    def pair(prior: Any, start: float) -> SVI:
+        def story(x: Tensor) -> None:
+            w = pyro.sample("w", prior.to_event(1))
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(w.sum(), 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        both = pv.AutoGlobalGuide(story, guide, kind)
+        pyro.set_rng_seed(0)
+        svi = SVI(story, both, pv.Adam({"lr": start}), Trace_ELBO())
+        both(X)
+        return svi
+
+    def steps(svi: SVI, number: int) -> None:
+        for seed in range(number):
+            pyro.set_rng_seed(seed)
+            svi.step(X)
+
+    def trained(svi: SVI) -> list[Tensor]:
+        return [p.detach().clone() for p in svi.guide.parameters()]
+
+    pyro.clear_param_store()
+    alone = pair(dist.Normal(torch.zeros(2), 1.0), 0.1)
+    steps(alone, 6)
+    expected = trained(alone)
+
+    pyro.clear_param_store()
+    first = pair(dist.Normal(torch.zeros(2), 1.0), 0.1)
+    steps(first, 3)
+    pyro.param("slope").data.fill_(0.3)  # the second one starts where the first did
+    before = trained(first)
+    second = pair(other.expand([3]), 0.05)  # of another shape
+    assert second.guide(X)["w"].shape == (3,)
+    steps(second, 3)
+    moved = trained(second)
+    for ours, then in zip(trained(first), before, strict=True):
+        assert torch.equal(ours, then)
+    third = pair(dist.Normal(torch.zeros(2), 1.0), 0.1)
+    for ours, start in zip(trained(third), trained(pair(dist.Normal(torch.zeros(2), 1.0), 0.1)), strict=True):
+        assert torch.equal(ours, start)  # and not where another one has come to
+    first.guide.global_guide(X)
+    for ours, then in zip(trained(second), moved, strict=True):
+        assert torch.equal(ours, then)
+    assert len(expected) == len(before)
+
+
+def test_a_guide_goes_on_beside_another_as_it_would_alone() -> None:
+    """Pyro's SVI and captured steps, by turns."""
+    ends = []
+    for make in (SVI, functools.partial(pv.CompiledSVI, compile="graph", check_steps=1)):
+        for turns in (False, True):
+            pyro.clear_param_store()
+            guides = [pv.AutoGlobalGuide(model, fixed_guide) for _ in range(2)]
+            svis = [make(model, both, pv.Adam({"lr": 0.1}), Trace_ELBO()) for both in guides]
+            for seed in range(6):
+                for i in range(1 + turns):
+                    pyro.set_rng_seed(seed + 100 * i)
+                    svis[i].step(X)
+            ends.append([p.item() for p in guides[0].parameters()])
+    assert ends[0] == ends[1] == ends[2] == ends[3]
+
+
+def fixed_guide(x: Tensor, size: int | None = None) -> None:
+    with pyro.plate("data", size or len(x), subsample=x):
+        pyro.sample("z", dist.Normal(0.5 * x, 1.0))
+
+
+def test_what_is_loaded_into_the_store_is_taken_over(tmp_path: Any) -> None:
+    both = pv.AutoGlobalGuide(model, fixed_guide)
+    svi = SVI(model, both, pv.Adam({"lr": 0.1}), Trace_ELBO())
+    for _ in range(3):
+        svi.step(X)
+    trained = both.median(X)["w"].item()
+    pyro.get_param_store().save(tmp_path / "store")
+    for guide_of in (both, pv.AutoGlobalGuide(model, fixed_guide)):
+        svi = SVI(model, guide_of, pv.Adam({"lr": 0.1}), Trace_ELBO())
+        svi.step(X)
+        pyro.get_param_store().load(tmp_path / "store")
+        guide_of(X)
+        assert guide_of.median(X)["w"].item() == trained
+        pyro.clear_param_store()
+    pyro.get_param_store().load(tmp_path / "store")
+    new = pv.AutoGlobalGuide(model, fixed_guide)
+    assert new.median(X)["w"].item() == trained
+
+    def wide(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(w.sum(), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    new = pv.AutoGlobalGuide(wide, fixed_guide)
+    pyro.clear_param_store()
+    new(X)
+    pyro.get_param_store().load(tmp_path / "store")
+    with pytest.raises(ValueError, match=r"locs.w: expected an entry of shape \(2,\) in Pyro's parameter store, got"):
+        new(X)
 
 
 class Scaled(nn.Module):
@@ -168,3 +273,43 @@ def test_fit_warns_of_a_global_variable_without_size(batches: int) -> None:
     else:
         pv.fit(svi, data, epochs=1, progress=False)
     pv.fit(svi, data, epochs=1, size=len(X), progress=False)
+
+
+def test_what_is_left_out_before_the_globals_is_filled() -> None:
+    """A model(x, y=None, *given), of which y is not given."""
+    seen = []
+
+    def story(x: Tensor, y: Any = None, *given: Any) -> None:
+        seen.append((y, given))
+
+    pv.with_globals(story, lambda: {"w": 1.0})(X)
+    pv.with_globals(story, lambda: {"w": 1.0})(X, "label", "other")
+    assert seen == [(None, ({"w": 1.0},)), ("label", ("other", {"w": 1.0}))]
+    with pytest.raises(TypeError, match=r"after 1 positional arguments, got .*<lambda>, which takes no more"):
+        pv.with_globals(lambda x: None, draw_w)(X)
+
+
+class HyperPrior(nn.Module):
+    """p(z | w) = N(w, 1)."""
+
+    def forward(self, draws: dict[str, Tensor]) -> Any:
+        return dist.Normal(draws["w"].unsqueeze(-1).expand(2), 1.0).to_event(1)
+
+
+class Identity(nn.Module):
+    """p(x | z) = N(z, 1)."""
+
+    def forward(self, z: Tensor, *given: Any) -> Any:
+        return dist.Normal(z, 1.0).to_event(1)
+
+
+def test_a_prior_may_depend_on_globals() -> None:
+    """w ~ N(0, 1), z ~ N(w, 1), x ~ N(z, 1): q(w) around sum x / (2 + N D)."""
+    pyro.set_rng_seed(0)
+    x = 1.5 + torch.randn(100, 2)
+    vae = pv.VAE(HyperPrior(), Identity(), pv.DiagonalNormalPosterior(nn.Linear(2, 4)))
+    story = pv.with_globals(vae.model, lambda: {"w": pyro.sample("w", dist.Normal(0.0, 1.0))})
+    both = pv.AutoGlobalGuide(story, vae.guide)
+    svi = pv.CompiledSVI(story, both, pv.Adam({"lr": 0.05}), Trace_ELBO(), compile="graph")
+    pv.fit(svi, [x], epochs=300, progress=False)
+    assert both.median(x)["w"].item() == pytest.approx((x.sum() / (2 + x.numel())).item(), abs=0.1)

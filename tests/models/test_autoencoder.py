@@ -57,9 +57,9 @@ def test_bounds_and_weights_refuse_it_with_the_reason(binary_data):
 
 def test_there_is_nothing_to_sample_before_a_prior_is_fitted(binary_data):
     autoencoder = small()
-    with pytest.raises(RuntimeError, match=r"sample: expected a prior, .* autoencoder.prior = pyro_vae.fit_prior\("):
+    with pytest.raises(NotImplementedError, match=r"sample: expected a prior, .* = pyro_vae.fit_prior\("):
         autoencoder.sample(3)
-    with pytest.raises(NotImplementedError, match="ImproperUniform does not support sampling"):
+    with pytest.raises(NotImplementedError, match=r"sample: expected a prior"):
         Predictive(autoencoder.model, num_samples=2)(size=3)
     autoencoder.prior = pv.fit_prior(autoencoder, binary_data[:40], binary_data[40:], epochs=2)
     assert isinstance(autoencoder.prior, pv.MixturePrior)
@@ -160,3 +160,16 @@ def test_bad_input_is_refused(binary_data):
     for autoencoder in (small(), linear()):
         with pytest.raises(ValueError, match=r"x: expected finite values, got nan. Remove what is missing, or build"):
             Trace_ELBO().loss(autoencoder.model, autoencoder.guide, holes)
+
+
+def test_global_variables_beside_a_code(binary_data):
+    """The autoguide starts from codes of the encoder, since the improper prior has no draws."""
+    likelihood = pv.Bayesian(pv.BernoulliLikelihood(pv.MLP(2, 6, hidden_dims=())))
+    autoencoder = pv.Autoencoder(pv.MLP(6, 2, hidden_dims=()), likelihood, latent_dim=2)
+    story = pv.with_globals(autoencoder.model, likelihood.sample_parameters)
+    guide = pv.AutoGlobalGuide(story, autoencoder.guide)
+    svi = SVI(story, guide, pv.Adam({"lr": 0.05}), Trace_ELBO())
+    losses = [svi.step(binary_data) for _ in range(60)]
+    assert sum(losses[-10:]) < sum(losses[:10])
+    with pytest.raises(NotImplementedError, match=r"trained without one\. Fit it afterwards"):
+        autoencoder.model(None)

@@ -319,3 +319,32 @@ def test_a_length_outside_is_never_trained_on(bad):
     svi = pv.CompiledSVI(dmm.model, dmm.guide, pv.Adam({"lr": 1e-2}), Trace_ELBO(), compile="graph")
     with pytest.raises(ValueError, match=r"lengths: expected numbers of steps from 1 to 5"):
         pv.fit(svi, [(x, torch.tensor([5, bad, 3, 2]))], epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_lengths_may_be_of_any_integer_type(dtype) -> None:
+    """Also where a sequence is longer than the type has numbers."""
+    pyro.set_rng_seed(0)
+    dmm, x = make(), sequences(3)[0][:, :5]
+    lengths = torch.tensor([5, 2, 1])
+
+    def results(lengths: Tensor) -> list[Tensor]:
+        pyro.set_rng_seed(1)
+        loss = torch.tensor(Trace_ELBO().loss(dmm.model, dmm.guide, x, lengths))
+        return [loss, dmm.forecast(x, lengths, steps=2, num_samples=3)]
+
+    for ours, expected in zip(results(lengths.to(dtype)), results(lengths), strict=True):
+        assert torch.equal(ours, expected)
+    long = torch.zeros(1, 200, *x.shape[2:])
+    dmm.forecast(long, torch.tensor([100], dtype=dtype), steps=1, num_samples=1)
+
+
+def test_global_variables_are_refused_by_name() -> None:
+    dmm = make()
+    story = pv.with_globals(dmm.model, lambda: {"w": torch.zeros(())})
+    with pytest.raises(TypeError, match="lengths: expected a tensor, got a dict, as of global variables"):
+        story(sequences(2)[0])
+    with pytest.raises(
+        TypeError, match=r"after 2 positional arguments, got DeepMarkovModel\.model, which"
+    ):
+        story(*sequences(2))

@@ -300,3 +300,29 @@ def test_parts_that_do_not_fit_are_refused():
         small().initialize_baseline(X)
     with pytest.raises(ValueError, match=r"got shape \(0, 6\)"):
         small().guide(X[:0])
+
+
+def test_particles_of_the_objective_share_the_baseline():
+    """With the plate of particles: the mean of the gradients is that of single ones, and of the exact sum."""
+    x = torch.ones(4, 6)
+    vae = pv.DiscreteVAE(
+        pv.BernoulliLikelihood(pv.MLP(2 * 3, 6, hidden_dims=())),
+        pv.MLP(6, 2 * 3, hidden_dims=()),
+        num_variables=2,
+        num_classes=3,
+        exact=False,
+        baseline=pv.MLP(6, 1, hidden_dims=()),
+    )
+    particles = 4000
+    found = []
+    for elbo in (
+        TraceGraph_ELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=1),
+        TraceGraph_ELBO(),
+    ):
+        pyro.set_rng_seed(0)
+        vae.zero_grad()
+        rows = x if elbo.num_particles > 1 else x.repeat(particles, 1)
+        elbo.loss_and_grads(vae.model, vae.guide, rows)
+        gradient = vae.posterior.network.layers[0].weight.grad
+        found.append(gradient / (1 if elbo.num_particles > 1 else particles))
+    torch.testing.assert_close(*found, atol=0.02, rtol=0.1)

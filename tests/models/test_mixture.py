@@ -7,6 +7,7 @@ import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -290,3 +291,13 @@ def test_bad_clusters_are_refused(binary_data):
         vae.sample(5, y=torch.zeros(4).long())
     with pytest.raises(ValueError, match=r"num_particles: expected an integer of at least 1, got 0"):
         vae.cluster(binary_data, num_particles=0)
+
+
+def test_the_cluster_of_all_samples_is_a_number_on_any_device():
+    vae = small()
+    pyro.set_rng_seed(0)
+    one = vae.sample(5, y=np.int64(2), mean=True)
+    pyro.set_rng_seed(0)
+    assert torch.equal(one, vae.sample(5, y=torch.full((5,), 2), mean=True))
+    with pyro.validation_enabled(False):
+        assert vae.to("meta").sample(5, y=2).device.type == "meta"

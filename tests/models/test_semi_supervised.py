@@ -414,3 +414,41 @@ def test_a_posterior_may_leave_the_class_out():
     assert math.isfinite(objective().loss(vae.model, vae.guide, data(), LABELS["mixed"]))
     assert vae.reconstruct(data()).shape == (B, 6)
     assert isinstance(vae.encode(data(), torch.eye(C)[LABELS["known"]]), dist.Independent)
+
+
+def test_the_number_of_data_agrees_with_the_labels():
+    vae = small()
+    assert vae.model(None, torch.tensor([0, 1]), size=2).shape == (2, 6)
+    with pytest.raises(ValueError, match="y: expected 5 rows as in size, got 2"):
+        vae.model(None, torch.tensor([0, 1]), size=5)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_labels_may_be_of_any_integer_type(dtype):
+    vae, labels = small(), LABELS["known"]
+    losses = []
+    for y in (labels, labels.to(dtype)):
+        pyro.set_rng_seed(0)
+        losses.append(objective().loss(vae.model, vae.guide, data(), y))
+    assert losses[0] == losses[1]
+    with pyro.validation_enabled(False):
+        assert objective().loss(vae.model, vae.guide, data(), labels.to(dtype)) == pytest.approx(losses[0], rel=0.5)
+    with pytest.raises(ValueError, match="from 0 to 2, or -1 for unknown, got 9"):
+        vae.model(data(), torch.full((B,), 9, dtype=dtype))
+    if dtype.is_signed:
+        vae.model(data(), LABELS["mixed"].to(dtype))
+
+
+def test_the_classification_term_is_no_part_of_a_bound():
+    """It is of the loss, and log_weights and bounds leave it out, as they do beta."""
+    vae, y = small(), LABELS["mixed"]
+    found = []
+    for alpha in (0.0, 50.0):
+        pyro.set_rng_seed(0)
+        found.append(pv.log_weights(vae.model, vae.guide, data(), y, alpha=alpha, num_particles=3))
+    assert torch.equal(*found)
+    losses = []
+    for alpha in (0.0, 50.0):
+        pyro.set_rng_seed(0)
+        losses.append(objective().loss(vae.model, vae.guide, data(), y, alpha=alpha))
+    assert losses[1] > losses[0] + 50

@@ -15,6 +15,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from ..global_parameters import is_claimed
 from .places import MISSING, contents_of
 
 __all__ = ["PLAIN", "STORE", "Watch", "has_hooks"]
@@ -54,11 +55,12 @@ class Watch:
         self._flags: list[tuple[Any, ...]] = []
         self.params = params
         self.tensors(params)
-        # A module owns its parameters; a plain pyro.param lives in the store alone.
-        own = {name: p for name, p in params.items() if "$$$" not in name}
+        # A module owns its parameters, and an AutoGlobalGuide too; a plain pyro.param lives in the store alone.
+        own = {name: p for name, p in params.items() if "$$$" not in name and not is_claimed(p)}
         self._own_names, self._own = list(own), list(own.values())
-        others = {name: p for name, p in params.items() if "$$$" in name}
+        others = {name: p for name, p in params.items() if name not in own}
         self._module_names, self._of_modules = list(others), list(others.values())
+        self._claimed = [name for name, p in others.items() if is_claimed(p)]
 
     def entry(self, mapping: dict[Any, Any], key: Any, value: Any, whose: str) -> None:
         """Watch ``mapping[key]``."""
@@ -143,6 +145,8 @@ class Watch:
             return "a parameter was frozen or unfrozen, or got a gradient hook"
         if self._own and not all(map(operator.is_, map(_stored().get, self._own_names), self._own)):
             return f"{STORE}: a pyro.param was removed or replaced"
+        if self._claimed and not all(is_claimed(_stored()[name]) for name in self._claimed if name in _stored()):
+            return f"{STORE}: a parameter of an autoguide was loaded"
         return None
 
     def writes(self) -> str | None:
