@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 from pathlib import Path
 
+import pyro.distributions as dist
 import pytest
 import torch
+
+import pyro_vae as pv
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "bayesian_decoder.py"
 
@@ -26,7 +30,24 @@ def test_it_writes_metrics_and_a_picture(example, tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert tuple(metrics) == example.METHODS
     assert all(-60 < values["test_log_likelihood"] < 0 for values in metrics.values())
+    assert metrics["point"]["gain"] == 0
+    assert all(values["standard_error"] > 0 for name, values in metrics.items() if name != "point")
     assert (tmp_path / "uncertainty.png").stat().st_size > 1000
+
+
+def test_the_encoder_of_draws_comes_close_to_the_posterior(example):
+    """x = z + noise of variance 1: q(z|x) = N(x / 2, 1 / 2), by the draws of the model alone."""
+
+    class Identity(torch.nn.Module):
+        def forward(self, z):
+            return dist.Normal(z, 1.0).to_event(1)
+
+    torch.manual_seed(0)
+    vae = pv.VAE(pv.StandardNormalPrior(1), Identity(), pv.DiagonalNormalPosterior(torch.nn.Linear(1, 2)))
+    encoder = example.encoder_of_draws(argparse.Namespace(latent_dim=1, sleep=600), vae, lambda: (), pixels=1)
+    q = encoder(torch.tensor([[-2.0], [0.0], [2.0]]))
+    torch.testing.assert_close(q.mean, torch.tensor([[-1.0], [0.0], [1.0]]), atol=0.15, rtol=0)
+    torch.testing.assert_close(q.variance, torch.full((3, 1), 0.5), atol=0.12, rtol=0)
 
 
 def test_the_decoder_interpolates_and_learns_only_the_coarse_image(example):

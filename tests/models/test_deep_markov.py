@@ -344,7 +344,5 @@ def test_global_variables_are_refused_by_name() -> None:
     story = pv.with_globals(dmm.model, lambda: {"w": torch.zeros(())})
     with pytest.raises(TypeError, match="lengths: expected a tensor, got a dict, as of global variables"):
         story(sequences(2)[0])
-    with pytest.raises(
-        TypeError, match=r"after 2 positional arguments, got DeepMarkovModel\.model, which"
-    ):
+    with pytest.raises(TypeError, match=r"after 2 positional arguments, got DeepMarkovModel\.model, which"):
         story(*sequences(2))
