@@ -96,8 +96,8 @@ def main(argv: Sequence[str] | None = None) -> float:
         x, y, batch_size=100, shuffle=True, drop_last=True, seed=args.seed, transform=pv.data.binarize
     )
     steps = args.epochs * len(batches)
-    one_cycle = functools.partial(OneCycleLR, max_lr=args.learning_rate, total_steps=steps, cycle_momentum=False)
-    optimizer = pv.Adam({"lr": args.learning_rate}, scheduler=one_cycle)
+    one_cycle = functools.partial(OneCycleLR, max_lr=2e-3, total_steps=steps, cycle_momentum=False)
+    optimizer = pv.Adam({"lr": 2e-3}, scheduler=one_cycle)
     model, guide = (alone(vae), lambda x, y, alpha: None) if args.alone else (vae.model, vae.guide)
     objective = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
     svi = pv.CompiledSVI(model, guide, optimizer, objective, precision=args.precision)
@@ -138,7 +138,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--epochs", type=int, default=20)
     add("--hidden", type=int, default=256, help="width of the hidden layers")
     add("--alpha", type=float, default=100.0, help="weight of log q(y|x) of a labelled image")
-    add("--learning-rate", type=float, default=2e-3)
     add("--precision", choices=["float32", "bf16"], default="bf16", help="of the matrix products in training")
     add("--validate", type=int, default=0, help="hold out so many training images, and print the error on them")
     add("--seed", type=int, default=0)
