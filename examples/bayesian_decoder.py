@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         started = time.perf_counter()
         vae, draw = fit(args, method, train, valid, images.image_shape)
         seconds = time.perf_counter() - started
-        vae.posterior = encoder_of_draws(args, vae, draw, train.shape[1])
+        if args.sleep:
+            vae.posterior = encoder_of_draws(args, vae, draw, train.shape[1])
         draws = [draw() for _ in range(args.draws if method == "Bayesian" else 1)]
         log_p = torch.stack([bound(vae, w, test, args.particles * args.draws // len(draws)) for w in draws])
         found = pv.iwae(log_p)  # log of the mean over the draws of w, of each image
@@ -152,7 +153,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--latent-dim", type=int, default=10)
     add("--scale", type=float, default=4.0, help="of the prior, N(0, scale^2 / n) for a unit with n inputs")
     add("--dropout", type=float, default=0.5, help="share of the pixels that the encoder does not see in training")
-    add("--sleep", type=int, default=3000, help="steps of the encoder that is trained on draws")
+    add("--sleep", type=int, default=3000, help="steps of the encoder that is trained on draws; 0: none")
     add("--draws", type=int, default=200, help="of w in the test")
     add("--particles", type=int, default=10, help="of z for each draw of w; a point estimate has as many in all")
     add("--methods", nargs="+", choices=METHODS, default=METHODS)

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 def require_tensor(name: str, value: Any) -> None:
     """Refuse anything that is not a tensor."""
     if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{name}: expected a torch.Tensor, got {type(value).__name__}. Convert it, e.g. torch.as_tensor({name})."
-        )
+        convert = f"pyro_vae.data.table({name}).values" if hasattr(value, "iloc") else f"torch.as_tensor({name})"
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}. Convert it, e.g. {convert}.")
 
 
 def require_one_of(name: str, value: Any, *allowed: Any) -> None:

@@ -207,3 +207,11 @@ def test_data_of_density_zero_are_an_error() -> None:
         ValueError, match="expected data of positive density, got density 0 for row 7 under all 20 draws"
     ):
         pv.impute(model, guide, x, num_particles=20)
+
+
+def test_a_frame_is_refused_with_the_way_to_a_tensor():
+    class Frame:  # as pandas.DataFrame
+        iloc = None
+
+    with pytest.raises(TypeError, match=r"x: expected a torch.Tensor, got Frame. .* pyro_vae.data.table\(x\).values"):
+        pv.impute(lambda x: None, lambda x: None, Frame())

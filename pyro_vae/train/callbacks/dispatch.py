@@ -83,7 +83,7 @@ class Dispatch:
                 )
 
 
-class _Function(Callback):
+class Function(Callback):
     """A plain function, called after every epoch."""
 
     def __init__(self, function: Callable[[Run], Any]) -> None:
@@ -100,7 +100,7 @@ def _as_callback(callback: Any) -> Callback:
     if isinstance(callback, Callback):
         return callback
     if callable(callback) and not isinstance(callback, type):
-        return _Function(callback)
+        return Function(callback)
     raise TypeError(
         f"callbacks: expected pyro_vae.Callback instances or functions of a run, got {callback!r}. "
         "Give a function, or an instance (CSVLog(path), not CSVLog)."
