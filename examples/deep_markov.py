@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         pv.GatedTransition(args.latent_dim, hidden_dim=args.hidden_dim),
         likelihood,
         pv.DiagonalNormalPosterior(encoder),
-        Summary(args.rnn_dim, args.encoder_dropout),
+        pv.BackwardRNN(NOTES, hidden_dim=args.rnn_dim),
         latent_dim=args.latent_dim,
     )
 
@@ -88,17 +88,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     draw(dmm, *sequences["test"], path=args.output_dir / "forecast.png")
     print("\n".join(f"{name}: {value:.4g}" for name, value in metrics.items()))
     return metrics
-
-
-class Summary(pv.BackwardRNN):
-    """An RNN that reads from the end, with dropout of the notes and of h_t, without which it learns them by heart."""
-
-    def __init__(self, hidden_dim: int, dropout: float) -> None:
-        super().__init__(NOTES, hidden_dim=hidden_dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return self.dropout(super().forward(self.dropout(x), lengths))
 
 
 class ByLength(Sampler[list[int]]):
@@ -189,7 +178,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--weight-decay", type=float, default=0.0)
     parser.add_argument("--dropout", type=float, default=0.2, help="of the latent variables, in the decoder")
-    parser.add_argument("--encoder-dropout", type=float, default=0.3, help="of the notes and the summary, in the guide")
     parser.add_argument("--transpose", type=int, default=0, help="semitones by which training data move at most")
     parser.add_argument("--warmup", type=float, default=30, help="epochs in which beta rises to 1")
     parser.add_argument("--particles", type=int, default=100, help="of the bound")

@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-import pyro_vae as pv
-
 EXAMPLE = Path(__file__).parents[2] / "examples" / "deep_markov.py"
 
 
@@ -33,17 +31,6 @@ def test_it_writes_metrics_weights_and_a_picture(example: Any, tmp_path: Path) -
     assert {path.name for path in tmp_path.iterdir()} >= {"history.csv", "weights.pt", "forecast.png", "checkpoints"}
     assert -60 < metrics["test_elbo_per_step"] <= metrics["test_bound_per_step"] < 0
     assert metrics["test_elbo_per_step"] < metrics["test_refined_elbo_per_step"] < 0
-
-
-def test_the_summary_drops_out_in_training_alone(example: Any) -> None:
-    torch.manual_seed(0)
-    summary = example.Summary(6, 0.5)
-    x, lengths = torch.ones(3, 5, 88), torch.tensor([5, 2, 4])
-    assert (summary(x, lengths) == 0).double().mean() > 0.3
-    summary.eval()
-    plain = pv.BackwardRNN(88, hidden_dim=6)
-    plain.load_state_dict(summary.state_dict())
-    assert torch.equal(summary(x, lengths), plain(x, lengths))
 
 
 def test_chords_become_notes(example: Any) -> None:
