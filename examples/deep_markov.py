@@ -186,15 +186,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="a few made-up sequences and epochs")
     args = parser.parse_args(argv)
     if args.smoke:
-        args.epochs, args.latent_dim, args.hidden_dim, args.rnn_dim, args.particles, args.warmup, args.refine = (
-            2,
-            4,
-            8,
-            8,
-            10,
-            1,
-            2,
-        )
+        args.epochs, args.latent_dim, args.hidden_dim, args.rnn_dim = 2, 4, 8, 8
+        args.particles, args.warmup, args.refine = 10, 1, 2
     elif args.data is None:
         parser.error("--data: expected the file of the chorales, or --smoke for made-up sequences.")
     return args

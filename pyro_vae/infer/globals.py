@@ -55,6 +55,7 @@ def with_globals(model: Callable[..., Any], globals_fn: Callable[[], Any]) -> Ca
     """
 
     takes = _positional_parameters(model)
+    takes_given = bool(takes and takes[-1].kind is inspect.Parameter.VAR_POSITIONAL)
 
     @functools.wraps(model)
     def with_draws(*args: Any, **kwargs: Any) -> Any:
@@ -73,14 +74,13 @@ def with_globals(model: Callable[..., Any], globals_fn: Callable[[], Any]) -> Ca
             )
         if takes is not None:
             left_out = takes[len(args) :]
-            any_number = bool(takes) and takes[-1].kind is inspect.Parameter.VAR_POSITIONAL
-            if not left_out and not any_number:
+            if not left_out and not takes_given:
                 raise TypeError(
                     f"model: expected one that takes what globals_fn returns after {len(args)} positional arguments, "
                     f"got {getattr(model, '__qualname__', model)}, which takes no more. Write a model that draws the "
                     "global variables itself."
                 )
-            if any_number:
+            if takes_given:
                 args = (*args, *(parameter.default for parameter in left_out[:-1]))
         return model(*args, draws, **kwargs)
 

@@ -62,7 +62,7 @@ def read_labels(name: str, y: Any, classes: int) -> Labels:
 
 def full_like(drawn: Tensor, y: Any) -> Any:
     """Return ``y`` for each of the data that ``drawn`` is for, where it is one number (a numpy one too)."""
-    number = as_int(y) if not isinstance(y, Tensor) else None
+    number = as_int(y)
     return y if number is None else torch.full_like(drawn, number)
 
 

@@ -142,10 +142,9 @@ class VAE(nn.Module):
     def data_plate(self, x: Tensor | None, *given: Any, size: int | None = None) -> Any:
         """Return the plate ``"data"`` at ``dim=-1`` over the rows of ``x``, a mini-batch of ``size`` data."""
         size = None if size is None else require_positive_int("size", size)
-        per_datum = {f"given[{i}]": value for i, value in enumerate(given) if getattr(value, "ndim", 0) > 0}
         if x is None:
-            size = size or next((len(value) for value in per_datum.values()), 1)
-            for name, value in per_datum.items():
+            size = size or next((len(value) for _, value in _per_datum(given)), 1)
+            for name, value in _per_datum(given):
                 require_rows(name, value, size, "as in size, or in the first tensor given")
             return pyro.plate("data", size, dim=-1)
         require_tensor("x", x)
@@ -163,7 +162,7 @@ class VAE(nn.Module):
                     f"x: expected a batch (B, *E) with {1 + event_dim} dimensions, got shape {tuple(x.shape)}. "
                     "Give a single datum as x[None], and more than one batch dimension as x.flatten(0, 1)."
                 )
-        for name, value in per_datum.items():
+        for name, value in _per_datum(given):
             require_rows(name, value, len(x))
         if size is not None and size < len(x):
             raise ValueError(
@@ -221,9 +220,8 @@ class VAE(nn.Module):
             ``(*, *E)``.
         """
         require_tensor("x", x)
-        for i, value in enumerate(given):
-            if getattr(value, "ndim", 0) > 0:
-                require_rows(f"given[{i}]", value, len(x))
+        for name, value in _per_datum(given):
+            require_rows(name, value, len(x))
         return self._reconstruct(x, *given, mask=mask, num_particles=num_particles)
 
     def _reconstruct(self, x: Tensor, *given: Any, mask: Tensor | None, num_particles: int | None) -> Tensor:
@@ -249,9 +247,8 @@ class VAE(nn.Module):
             ``(n, *E)``.
         """
         n = require_positive_int("n", n)
-        for i, value in enumerate(given):
-            if getattr(value, "ndim", 0) > 0:
-                require_rows(f"given[{i}]", value, n, "as n")
+        for name, value in _per_datum(given):
+            require_rows(name, value, n, "as n")
         p = self.decode(self.sample_latent(n, *given), *given)
         return p.mean if mean else p.sample()
 
@@ -278,6 +275,13 @@ class VAE(nn.Module):
                 "DiagonalNormalPosterior, latent_dim for a point or the encoder of Autoencoder."
             )
         self._compared = (self.prior, shape)
+
+
+def _per_datum(given: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield what has a row for each datum among what is given, with its name in errors."""
+    for i, value in enumerate(given):
+        if getattr(value, "ndim", 0) > 0:
+            yield f"given[{i}]", value
 
 
 @contextlib.contextmanager

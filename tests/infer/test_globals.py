@@ -90,52 +90,48 @@ def test_a_step_is_captured_and_equal() -> None:
 @pytest.mark.parametrize("kind", [AutoNormal, AutoMultivariateNormal, AutoIAFNormal])
 def test_two_guides_share_no_parameters(kind: Any) -> None:
     """All autoguides of one kind have the same names in Pyro's store, and each pair trains as if it were alone."""
-    other = dist.Normal(5.0, 1.0)
 
-    def pair(prior: Any, start: float) -> SVI:
+    def pair(prior: Any) -> SVI:
         def story(x: Tensor) -> None:
             w = pyro.sample("w", prior.to_event(1))
             with pyro.plate("data", len(x)):
                 z = pyro.sample("z", dist.Normal(w.sum(), 1.0))
                 pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-        both = pv.AutoGlobalGuide(story, guide, kind)
+        both = pv.AutoGlobalGuide(story, fixed_guide, kind)
         pyro.set_rng_seed(0)
-        svi = SVI(story, both, pv.Adam({"lr": start}), Trace_ELBO())
         both(X)
-        return svi
+        return SVI(story, both, pv.Adam({"lr": 0.1}), Trace_ELBO())
 
-    def steps(svi: SVI, number: int) -> None:
-        for seed in range(number):
+    def steps(svi: SVI, *seeds: int) -> None:
+        for seed in seeds:
             pyro.set_rng_seed(seed)
             svi.step(X)
 
-    def trained(svi: SVI) -> list[Tensor]:
+    def values(svi: SVI) -> list[Tensor]:
         return [p.detach().clone() for p in svi.guide.parameters()]
 
-    pyro.clear_param_store()
-    alone = pair(dist.Normal(torch.zeros(2), 1.0), 0.1)
-    steps(alone, 6)
-    expected = trained(alone)
+    def same(ours: list[Tensor], others: list[Tensor]) -> bool:
+        return all(torch.equal(a, b) for a, b in zip(ours, others, strict=True))
 
+    prior = dist.Normal(torch.zeros(2), 1.0)
     pyro.clear_param_store()
-    first = pair(dist.Normal(torch.zeros(2), 1.0), 0.1)
-    steps(first, 3)
-    pyro.param("slope").data.fill_(0.3)  # the second one starts where the first did
-    before = trained(first)
-    second = pair(other.expand([3]), 0.05)  # of another shape
+    alone = pair(prior)
+    start = values(alone)
+    steps(alone, 0, 1, 2, 3, 4, 5)
+    pyro.clear_param_store()
+    first = pair(prior)
+    steps(first, 0, 1, 2)
+    before = values(first)
+    second = pair(dist.Normal(torch.tensor(5.0), 1.0).expand([3]))  # of another shape
     assert second.guide(X)["w"].shape == (3,)
-    steps(second, 3)
-    moved = trained(second)
-    for ours, then in zip(trained(first), before, strict=True):
-        assert torch.equal(ours, then)
-    third = pair(dist.Normal(torch.zeros(2), 1.0), 0.1)
-    for ours, start in zip(trained(third), trained(pair(dist.Normal(torch.zeros(2), 1.0), 0.1)), strict=True):
-        assert torch.equal(ours, start)  # and not where another one has come to
-    first.guide.global_guide(X)
-    for ours, then in zip(trained(second), moved, strict=True):
-        assert torch.equal(ours, then)
-    assert len(expected) == len(before)
+    steps(second, 3, 4, 5)
+    moved = values(second)
+    assert same(values(first), before)
+    assert same(values(pair(prior)), start)  # and not where another one has come to
+    steps(first, 3, 4, 5)
+    assert same(values(second), moved)
+    assert same(values(first), values(alone))
 
 
 def test_a_guide_goes_on_beside_another_as_it_would_alone() -> None:

@@ -204,13 +204,8 @@ def test_a_class_out_of_range_stops_a_captured_step(binary_data):
     assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
 
 
-def test_a_reconstruction_has_a_row_of_y_for_each_datum(binary_data):
-    vae = pv.ConditionalVAE(
-        pv.StandardNormalPrior(2),
-        pv.BernoulliLikelihood(pv.MLP(2 + 3, 6, hidden_dims=())),
-        pv.DiagonalNormalPosterior(pv.MLP(6 + 3, 4, hidden_dims=())),
-        num_classes=3,
-    )
+def test_a_reconstruction_has_a_row_of_y_for_each_datum():
+    vae = small(num_classes=CLASSES)
     x = torch.ones(4, 6)
     assert vae.reconstruct(x, torch.tensor([0, 1, 2, 0])).shape == (4, 6)
     with pytest.raises(ValueError, match=r"given\[0\]: expected 4 rows as in x, got 1"):
@@ -219,12 +214,7 @@ def test_a_reconstruction_has_a_row_of_y_for_each_datum(binary_data):
 
 @pytest.mark.parametrize("number", [2, np.int64(2)])
 def test_one_class_for_all_samples(number):
-    vae = pv.ConditionalVAE(
-        pv.StandardNormalPrior(2),
-        pv.BernoulliLikelihood(pv.MLP(2 + 3, 6, hidden_dims=())),
-        pv.DiagonalNormalPosterior(pv.MLP(6 + 3, 4, hidden_dims=())),
-        num_classes=3,
-    )
+    vae = small(num_classes=CLASSES)
     found = []
     for y in (number, torch.full((5,), 2)):
         pyro.set_rng_seed(0)

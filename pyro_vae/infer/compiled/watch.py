@@ -143,9 +143,10 @@ class Watch:
             return f"{self._moved()!r}: moved or cast"
         if list(map(_FLAGS, self._tensors)) != self._flags:
             return "a parameter was frozen or unfrozen, or got a gradient hook"
-        if self._own and not all(map(operator.is_, map(_stored().get, self._own_names), self._own)):
+        stored = _stored()
+        if self._own and not all(map(operator.is_, map(stored.get, self._own_names), self._own)):
             return f"{STORE}: a pyro.param was removed or replaced"
-        if self._claimed and not all(is_claimed(_stored()[name]) for name in self._claimed if name in _stored()):
+        if not all(is_claimed(stored[name]) for name in self._claimed if name in stored):
             return f"{STORE}: a parameter of an autoguide was loaded"
         return None
 
